@@ -1,0 +1,1 @@
+"""From checkpoint to served version: MLflow publishing, aliases, the pyfunc model, the retriever."""

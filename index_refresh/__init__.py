@@ -1,0 +1,1 @@
+"""The living index: placement, movement, removal, beam search, snapshots, health. No optimizer steps."""
