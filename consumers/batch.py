@@ -6,10 +6,14 @@ when a batch ends inside an Arrow message, which holds many rows at one offset.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from consumers import columns as c
@@ -26,6 +30,14 @@ Positions = dict[str, Position]
 """``"topic:partition"`` (or a file's name) to the next position."""
 
 
+class Reject(NamedTuple):
+    """Rows of one message that were left out, and why. Their bytes are in the dead-letter sink."""
+
+    position: Position
+    reason: str
+    rows: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class EventBatch:
     """Interaction events in stream order.
@@ -39,6 +51,8 @@ class EventBatch:
     """Where the stream goes on after this batch, for each partition it advanced."""
     rejected: Mapping[str, int] = field(default_factory=dict)
     """Rows left out since the batch before, counted by reason. They are in the dead-letter sink already."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """Original item ids where ids are strings, by their 64-bit hash."""
     read_at: float = 0.0
     """``time.monotonic()`` at which the newest row was read, for latency metrics."""
 
@@ -46,16 +60,25 @@ class EventBatch:
         return int(self.table.num_rows)
 
 
-@dataclass(frozen=True, slots=True)
-class ItemBatch:
-    """Catalogue changes: ``upserts`` (``item_id`` int64 and the declared features) and ``removed`` ids."""
+class EntityKind(StrEnum):
+    """What a catalogue topic describes."""
 
+    ITEM = "item"
+    USER = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class EntityBatch:
+    """Catalogue changes of items or users, as read from a compacted topic or a file."""
+
+    kind: EntityKind
     upserts: pa.RecordBatch
-    removed: Any
-    """int64 numpy array of item ids whose tombstone was read."""
+    """``item_id`` or ``user_id`` (int64) and the declared features; one row per id, the newest."""
+    removed: npt.NDArray[np.int64]
+    """Ids whose tombstone was read and that no later upsert in this batch brings back."""
     positions: Positions
     names: Mapping[int, str] = field(default_factory=dict)
-    """Original ids of items whose ids are strings, by their 64-bit hash."""
+    """Original ids where ids are strings, by their 64-bit hash, so that answers speak the caller's ids."""
     rejected: Mapping[str, int] = field(default_factory=dict)
     read_at: float = 0.0
 
@@ -75,7 +98,8 @@ class EventChunk:
     table: pa.RecordBatch
     source: str
     after: Position
-    rejected: Mapping[str, int] = field(default_factory=dict)
+    rejected: tuple[Reject, ...] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
     read_at: float = 0.0
 
 
@@ -121,24 +145,34 @@ class Rebatcher:
 
 
 def _split(chunk: EventChunk, num_rows: int) -> tuple[EventChunk, EventChunk]:
-    """Two chunks; rejects are counted with the tail, whose batch passes the position behind them."""
+    """Two chunks around a row; each takes the rejects on its side, so that counts stay exact on resume."""
     head, tail = chunk.table.slice(0, num_rows), chunk.table.slice(num_rows)
     resume = Position(tail.column(c.OFFSET)[0].as_py(), tail.column(c.ROW)[0].as_py())
+    before = tuple(reject for reject in chunk.rejected if reject.position < resume)
+    behind = tuple(reject for reject in chunk.rejected if reject.position >= resume)
     return (
-        EventChunk(head, chunk.source, resume, {}, chunk.read_at),
-        EventChunk(tail, chunk.source, chunk.after, chunk.rejected, chunk.read_at),
+        replace(chunk, table=head, after=resume, rejected=before),
+        replace(chunk, table=tail, rejected=behind),
     )
 
 
-def _join(chunks: Iterable[EventChunk]) -> EventBatch:
-    chunks = list(chunks)
-    positions: Positions = {}
-    rejected: dict[str, int] = {}
-    for chunk in chunks:
-        positions[chunk.source] = chunk.after
-        for reason, count in chunk.rejected.items():
-            rejected[reason] = rejected.get(reason, 0) + count
+def _join(chunks: list[EventChunk]) -> EventBatch:
     table = pa.Table.from_batches([chunk.table for chunk in chunks]).drop_columns([c.OFFSET, c.ROW])
-    batch = table.combine_chunks().to_batches()
-    empty = pa.RecordBatch.from_pylist([], schema=table.schema)
-    return EventBatch(batch[0] if batch else empty, positions, rejected, max(x.read_at for x in chunks))
+    rejected: Counter[str] = Counter()
+    names: dict[int, str] = {}
+    for chunk in chunks:
+        names.update(chunk.names)
+        for reject in chunk.rejected:
+            rejected[reject.reason] += reject.rows
+    return EventBatch(
+        table=_one_batch(table),
+        positions={chunk.source: chunk.after for chunk in chunks},
+        rejected=rejected,
+        names=names,
+        read_at=max(chunk.read_at for chunk in chunks),
+    )
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    batches = table.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
