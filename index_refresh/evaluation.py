@@ -1,0 +1,182 @@
+"""Test-then-train: answers for a sample of the events of a batch, before the batch is learnt.
+
+What is measured is what serves: the same search over the same cached vectors. Shapes: B events, k items.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from consumers import columns as c
+from consumers.batch import EventBatch
+from index_refresh.beam_search import IndexView, search, search_flat
+from index_refresh.refresher import Refresher
+from trainers.trainer import OnlineTrainer, StepReport
+
+INDEX, FLAT, POPULARITY = "index", "flat", "popularity"
+RETRIEVERS = (INDEX, FLAT, POPULARITY)
+
+
+class EvaluationConfig(BaseModel):
+    """How many events are answered before they are learnt."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    k: int = Field(100, ge=1, description="Recall@k: share of events whose item is among k answers")
+    budget: float = Field(
+        0.05, gt=0, le=1, description="Share of the live items that a search may score (at least 2k items)"
+    )
+    scores_per_event: float = Field(
+        400.0,
+        gt=0,
+        description="Scores of the flat baseline paid per trained event: bounds what evaluation costs",
+    )
+    max_queries: int = Field(64, ge=1, description="Most events of a batch that are answered")
+    window: int = Field(4096, ge=1, description="Answered events over which recall is reported")
+
+
+class Evaluator:
+    """Recall through the index, flat, and of time-decayed popularity, on the same events."""
+
+    def __init__(self, config: EvaluationConfig, trainer: OnlineTrainer, refresher: Refresher) -> None:
+        self.config = config
+        self._trainer, self._refresher = trainer, refresher
+        self._credit = 0.0
+        num_baselines = len(trainer.config.popularity_half_lives)
+        width = 4 + num_baselines
+        # One row an answered event: index hit, flat hit, share scored, is new, popularity hits by half-life.
+        self._window: deque[Tensor] = deque()
+        self._window_rows = 0
+        self._totals = torch.zeros(width, dtype=torch.float64)
+        self._answered = 0
+        self.clicks = ClickWindow()
+
+    def budget(self, num_items: int) -> int:
+        """Items a search may score."""
+        return max(int(self.config.budget * num_items), min(2 * self.config.k, num_items))
+
+    def answer(self, batch: EventBatch) -> None:
+        """Answer a sample of the batch's positive events. Call before the batch is learnt."""
+        num_items = max(len(self._trainer.items), 1)
+        self._credit += len(batch) * self.config.scores_per_event / num_items
+        count = min(int(self._credit), self.config.max_queries)
+        if count < min(8, self.config.max_queries):
+            return
+        self._credit = 0.0
+        positive = torch.from_numpy(batch.table.column(c.LABEL).to_numpy().copy()) > 0
+        rows = torch.nonzero(positive).squeeze(1)
+        picked = rows[torch.linspace(0, len(rows) - 1, count).long().unique()] if len(rows) else rows
+        if len(picked) and self._trainer.step > 0:
+            self._keep(self._answer(batch, picked))
+
+    def _answer(self, batch: EventBatch, picked: Tensor) -> Tensor:
+        trainer, k = self._trainer, self.config.k
+        request = trainer.request(batch.table).select(picked)
+        item_ids = batch.table.column(c.ITEM_ID).to_numpy()[picked.numpy()]
+        wanted_B1 = torch.from_numpy(trainer.items.find(item_ids)).unsqueeze(1)
+        users, index = trainer.user_side(request), self._refresher.view()
+        through = search(trainer.model, users, index, k, self.budget(len(trainer.items)))
+        flat = search_flat(trainer.model, users, index, k)
+        known_B = wanted_B1.squeeze(1) > 0
+        columns = [
+            _hits(through.rows_Bk, wanted_B1),
+            _hits(flat.rows_Bk, wanted_B1),
+            through.scored_B / max(len(index.live_rows), 1),
+            ~known_B,
+            *self._popularity_hits(index, wanted_B1),
+        ]
+        return torch.stack([column.float() for column in columns], dim=1)
+
+    def _popularity_hits(self, index: IndexView, wanted_B1: Tensor) -> Iterable[Tensor]:
+        counts_NL = self._trainer.items.liked.read(index.live_rows)
+        best_kL = counts_NL.topk(min(self.config.k, len(counts_NL)), dim=0).indices
+        for half_life in range(counts_NL.shape[1]):
+            yield _hits(index.live_rows[best_kL[:, half_life]].unsqueeze(0), wanted_B1)
+
+    def _keep(self, answers: Tensor) -> None:
+        self._window.append(answers)
+        self._window_rows += len(answers)
+        self._totals += answers.double().sum(0)
+        self._answered += len(answers)
+        while self._window_rows - len(self._window[0]) >= self.config.window:
+            self._window_rows -= len(self._window.popleft())
+
+    def observe(self, report: StepReport) -> None:
+        """Take in the click predictions that a step made before it learnt."""
+        if report.click_logits is not None:
+            self.clicks.add(report.click_logits, report.labels)
+
+    def metrics(self) -> dict[str, float]:
+        """Recall over the window and over the whole stream; click metrics where the log has labels.
+
+        Popularity is that of the half-life which did best over the same events.
+        """
+        k = self.config.k
+        figures: dict[str, float] = {"answered": float(self._answered)}
+        if not self._answered:
+            return figures
+        window = torch.cat(list(self._window)).double().mean(0)
+        for suffix, means in (("", window), ("_total", self._totals / self._answered)):
+            figures[f"recall_{INDEX}{suffix}_at_{k}"] = float(means[0])
+            figures[f"recall_{FLAT}{suffix}_at_{k}"] = float(means[1])
+            figures[f"recall_{POPULARITY}{suffix}_at_{k}"] = float(means[4:].max())
+            figures[f"scored_fraction{suffix}"] = float(means[2])
+            figures[f"new_item_share{suffix}"] = float(means[3])
+        return {**figures, **self.clicks.metrics()}
+
+    def state(self) -> dict[str, Tensor]:
+        window = torch.cat(list(self._window)) if self._window else torch.zeros(0, len(self._totals))
+        scalars = torch.tensor([self._credit, float(self._answered)], dtype=torch.float64)
+        return {"window": window, "totals": self._totals, "scalars": scalars, **self.clicks.state()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self._window = deque([state["window"]] if len(state["window"]) else [])
+        self._window_rows = len(state["window"])
+        self._totals = state["totals"].clone()
+        self._credit, answered = state["scalars"].tolist()
+        self._answered = int(answered)
+        self.clicks.load(state)
+
+
+class ClickWindow:
+    """Decayed sums behind normalized entropy and calibration of predicted clicks."""
+
+    # Weight of the past after one more batch: about the last hundred batches speak.
+    DECAY = 0.99
+
+    def __init__(self) -> None:
+        # Events, labels, predictions, log-loss.
+        self._sums = torch.zeros(4, dtype=torch.float64)
+
+    def add(self, logits_B: Tensor, label_B: Tensor) -> None:
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits_B, label_B, reduction="sum")
+        added = torch.stack(
+            [torch.tensor(float(len(label_B))), label_B.sum(), torch.sigmoid(logits_B).sum(), loss]
+        )
+        self._sums = self._sums * self.DECAY + added.double()
+
+    def metrics(self) -> dict[str, float]:
+        """``ne``: log-loss over that of always predicting the mean rate; ``calibration``: predicted clicks
+        over observed ones."""
+        events, labels, predicted, loss = self._sums.tolist()
+        if not 0 < labels < events:
+            return {}
+        rate = torch.tensor(labels / events, dtype=torch.float64)
+        entropy = float(-(rate * rate.log() + (1 - rate) * (1 - rate).log()))
+        return {"ne": loss / events / entropy, "calibration": predicted / labels, "click_rate": float(rate)}
+
+    def state(self) -> dict[str, Tensor]:
+        return {"clicks": self._sums}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self._sums = state["clicks"].clone()
+
+
+def _hits(rows_Bk: Tensor, wanted_B1: Tensor) -> Tensor:
+    """bool [B]: is the wanted row among the answers; row 0, an item unknown before the event, never is."""
+    return ((rows_Bk == wanted_B1) & (wanted_B1 > 0)).any(1)

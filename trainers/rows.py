@@ -1,0 +1,115 @@
+"""Named per-row tensors that grow together: what an ``IdMap`` row means, column by column."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from consumers.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Column:
+    """One value, or one vector, a row."""
+
+    dtype: torch.dtype
+    width: int | None = None
+    """Values a row; None makes the column 1-D, ``[rows]`` rather than ``[rows, width]``."""
+    fill: float | int = 0
+    """What a row holds before anything is written to it."""
+
+    def filled(self, num_rows: int, device: torch.device) -> Tensor:
+        """``num_rows`` rows of ``fill``."""
+        return torch.full(self.shape(num_rows), self.fill, dtype=self.dtype, device=device)
+
+    def shape(self, num_rows: int) -> tuple[int, ...]:
+        return (num_rows,) if self.width is None else (num_rows, self.width)
+
+
+class GrowingRows:
+    """Named per-row tensors that grow together.
+
+    Capacity at least doubles when it is exceeded, so that n rows added one by one cost O(n) copies. A tensor
+    taken before ``grow_to`` or ``load`` may be cut off from the rows; take it again instead of keeping it.
+    """
+
+    def __init__(
+        self, columns: Mapping[str, Column], num_rows: int = 1, device: torch.device | str = "cpu"
+    ) -> None:
+        if num_rows < 0:
+            raise ValueError(f"num_rows must not be negative, got {num_rows}")
+        self._columns = dict(columns)
+        self._device = torch.device(device)
+        self._num_rows = self._capacity = num_rows
+        self._tensors = self._filled(num_rows)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in use; each column shows as many."""
+        return self._num_rows
+
+    def grow_to(self, num_rows: int) -> None:
+        """Hold at least ``num_rows`` rows, the new ones filled; fewer than now changes nothing."""
+        if num_rows > self._capacity:
+            self._enlarge(max(num_rows, 2 * self._capacity))
+        self._num_rows = max(self._num_rows, num_rows)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The column, ``[num_rows]`` or ``[num_rows, width]``; writes to it go through."""
+        return self._tensors[name][: self._num_rows]
+
+    def reset(self, rows: Tensor) -> None:
+        """Put ``rows`` (int64) back to ``fill``, in every column."""
+        for name, column in self._columns.items():
+            self[name].index_fill_(0, rows, column.fill)
+
+    def state(self, prefix: str = "") -> dict[str, Tensor]:
+        """A copy of every column under ``prefix + name``, which later training does not touch."""
+        return {prefix + name: self[name].clone() for name in self._columns}
+
+    def load(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Become a saved state; what does not start with ``prefix`` or is no column is ignored.
+
+        Raises:
+            CheckpointError: a column is missing, of another dtype or width, or of another number of rows
+                than the rest. Nothing is changed then.
+        """
+        saved = {name: _saved_column(state, prefix + name, col) for name, col in self._columns.items()}
+        num_rows = {prefix + name: len(tensor) for name, tensor in saved.items()}
+        if len(set(num_rows.values())) > 1:
+            raise CheckpointError(f"columns of one table must have equally many rows, got {num_rows}")
+        self._num_rows = self._capacity = max(num_rows.values(), default=self._num_rows)
+        self._tensors = self._filled(self._num_rows)
+        for name, tensor in saved.items():
+            self[name].copy_(tensor)
+
+    def _filled(self, num_rows: int) -> dict[str, Tensor]:
+        return {name: column.filled(num_rows, self._device) for name, column in self._columns.items()}
+
+    def _enlarge(self, capacity: int) -> None:
+        for name, column in self._columns.items():
+            held = self[name]
+            enlarged = torch.empty(column.shape(capacity), dtype=column.dtype, device=self._device)
+            enlarged[: len(held)] = held
+            enlarged[len(held) :] = column.fill
+            self._tensors[name] = enlarged
+        self._capacity = capacity
+
+
+def _saved_column(state: Mapping[str, Tensor], key: str, column: Column) -> Tensor:
+    if key not in state:
+        raise CheckpointError(f"column {key!r} is missing from the saved state")
+    tensor = state[key]
+    if tensor.dtype != column.dtype:
+        raise CheckpointError(
+            f"column {key!r} was saved as {tensor.dtype}, the config asks for {column.dtype}"
+        )
+    if tensor.ndim == 0 or tuple(tensor.shape) != column.shape(len(tensor)):
+        raise CheckpointError(
+            f"column {key!r} was saved with shape {list(tensor.shape)}, "
+            f"the config asks for {['rows', *column.shape(0)[1:]]}"
+        )
+    return tensor
