@@ -1,1 +1,1 @@
-"""Where events come from: schema, codecs, Kafka and Parquet sources, the dead-letter sink. No torch, no MLflow."""
+"""Where events come from: schema, codecs, Kafka and Parquet sources, dead letters. No torch, no MLflow."""

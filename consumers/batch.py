@@ -6,6 +6,7 @@ when a batch ends inside an Arrow message, which holds many rows at one offset.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -108,23 +109,44 @@ class Rebatcher:
 
     Batch boundaries depend on the order of rows alone, never on how fetches happened to cut the stream, so
     that a replay trains the same batches (promise 2 of the design). ``flush`` gives what is left.
+
+    A batch closes early, perhaps without a row, at the ``10 * batch_size``-th reject since the batch before:
+    a stream of nothing but bad input would otherwise never show its reject counts to anyone.
     """
 
     def __init__(self, batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
+        self._max_rejects = 10 * batch_size
         self._chunks: list[EventChunk] = []
         self._rows = 0
 
     def __len__(self) -> int:
         return self._rows
 
+    @property
+    def waiting_since(self) -> float | None:
+        """``read_at`` of the oldest chunk that waits for a batch to fill; None when none waits."""
+        return self._chunks[0].read_at if self._chunks else None
+
     def add(self, chunk: EventChunk) -> Iterator[EventBatch]:
+        if self._num_rejects() + len(chunk.rejected) < self._max_rejects:
+            yield from self._add(chunk)
+            return
+        for piece in _behind_each_reject(chunk):
+            yield from self._add(piece)
+            if self._num_rejects() >= self._max_rejects:
+                yield self._cut(self._rows)
+
+    def _add(self, chunk: EventChunk) -> Iterator[EventBatch]:
         self._chunks.append(chunk)
         self._rows += chunk.table.num_rows
         while self._rows >= self.batch_size:
             yield self._cut(self.batch_size)
+
+    def _num_rejects(self) -> int:
+        return sum(len(chunk.rejected) for chunk in self._chunks)
 
     def flush(self) -> EventBatch | None:
         """The rows (or rejects) that did not fill a batch; None when there are none."""
@@ -154,6 +176,21 @@ def _split(chunk: EventChunk, num_rows: int) -> tuple[EventChunk, EventChunk]:
         replace(chunk, table=head, after=resume, rejected=before),
         replace(chunk, table=tail, rejected=behind),
     )
+
+
+def _behind_each_reject(chunk: EventChunk) -> Iterator[EventChunk]:
+    """The chunk in pieces, each with the rows up to one reject and that reject."""
+    rows = list(
+        zip(chunk.table.column(c.OFFSET).to_pylist(), chunk.table.column(c.ROW).to_pylist(), strict=True)
+    )
+    taken = 0
+    for reject in chunk.rejected:
+        before = bisect_left(rows, reject.position)
+        after = Position(reject.position.offset, reject.position.row + reject.rows)
+        piece = chunk.table.slice(taken, before - taken)
+        yield replace(chunk, table=piece, after=after, rejected=(reject,))
+        taken = before
+    yield replace(chunk, table=chunk.table.slice(taken), rejected=())
 
 
 def _join(chunks: list[EventChunk]) -> EventBatch:

@@ -1,3 +1,3 @@
-"""The program: configuration, command line, daemon, demo, simulator. Wires the other rooms, holds no arithmetic."""
+"""The program: configuration, command line, daemon, demo, simulator. Wires the other rooms together."""
 
 __version__ = "0.1.0"

@@ -1,0 +1,166 @@
+"""What every source must keep, checked on all of them: in memory, Parquet, and Kafka in both wire formats."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from consumers.batch import Positions
+from consumers.kafka_config import KafkaConfig
+from consumers.kafka_sink import LogPublisher
+from consumers.kafka_source import KafkaSource
+from consumers.parquet_source import ParquetSource
+from consumers.source import Source
+from consumers.testing import ScriptedSource
+from tests.consumers.samples import (
+    EVENTS,
+    ITEMS,
+    NOW_MS,
+    KeptLetters,
+    drain,
+    entities_of,
+    event_table,
+    events_of,
+    item_table,
+    rows_of,
+    write_log,
+)
+
+NUM_ROWS, BATCH_SIZE = 730, 64
+BAD_ROWS = (3, 100, 101, 333, 729)
+GOOD_ROWS = NUM_ROWS - len(BAD_ROWS)
+MakeSource = Callable[[], Source]
+
+
+class SourceContract:
+    """Subclasses provide ``make_source``: new, unopened sources over the same log of NUM_ROWS rows."""
+
+    def test_rows_come_in_order_in_batches_of_exactly_the_size_asked_for(
+        self, make_source: MakeSource
+    ) -> None:
+        batches = events_of(self.read(make_source, {}))
+        sizes = [len(batch) for batch in batches]
+        expected = EVENTS.normalise(event_table(NUM_ROWS, BAD_ROWS), NOW_MS).rows
+        assert sizes[:-1] == [BATCH_SIZE] * (GOOD_ROWS // BATCH_SIZE)
+        assert rows_of(batches).to_batches()[0].equals(expected)
+
+    def test_items_come_before_the_first_event(self, make_source: MakeSource) -> None:
+        batches = self.read(make_source, {})
+        first_event = batches.index(events_of(batches)[0])
+        before = entities_of(batches[:first_event])
+        ids = [number for batch in before for number in batch.upserts.column("item_id").to_pylist()]
+        assert sorted(ids) == list(range(40))
+
+    def test_rejects_are_counted_by_reason(self, make_source: MakeSource) -> None:
+        counts: Counter[str] = Counter()
+        for batch in self.read(make_source, {}):
+            counts.update(batch.rejected)
+        assert counts == {"missing_user_id": len(BAD_ROWS)}
+
+    @pytest.mark.parametrize("num_batches", [1, 4, 11])
+    def test_a_resumed_run_reads_the_same_remaining_rows(
+        self, make_source: MakeSource, num_batches: int
+    ) -> None:
+        batches = self.read(make_source, {})
+        taken = events_of(batches)[:num_batches]
+        positions: Positions = {}
+        for batch in batches[: batches.index(taken[-1]) + 1]:
+            positions.update(batch.positions)
+        rest = self.read(make_source, positions)
+        expected = [batch.table for batch in events_of(batches)[num_batches:] if len(batch)]
+        assert [batch.table for batch in events_of(rest) if len(batch)] == expected
+        assert sum(map(len, entities_of(rest))) == 0
+
+        whole, again = Counter[str](), Counter[str]()
+        for batch in batches[batches.index(taken[-1]) + 1 :]:
+            whole.update(batch.rejected)
+        for batch in rest:
+            again.update(batch.rejected)
+        assert again == whole
+
+    def test_lag_reaches_zero_at_the_end(self, make_source: MakeSource) -> None:
+        source = make_source()
+        source.open({})
+        assert source.lag
+        drain(source)
+        assert source.lag == 0
+        source.close()
+
+    def test_closing_early_and_twice_is_safe(self, make_source: MakeSource) -> None:
+        source = make_source()
+        source.open({})
+        assert source.next_batch(30.0) is not None
+        source.close()
+        source.close()
+
+    def read(self, make_source: MakeSource, positions: Positions) -> list:  # type: ignore[type-arg]
+        source = make_source()
+        source.open(positions)
+        try:
+            return drain(source)
+        finally:
+            source.close()
+
+
+class TestScriptedSource(SourceContract):
+    @pytest.fixture
+    def make_source(self) -> MakeSource:
+        def make() -> Source:
+            events = event_table(NUM_ROWS, BAD_ROWS)
+            return ScriptedSource(EVENTS, events, BATCH_SIZE, [(ITEMS, item_table())], now_ms=NOW_MS)
+
+        return make
+
+
+class TestParquetSource(SourceContract):
+    @pytest.fixture
+    def make_source(self, tmp_path: Path) -> MakeSource:
+        log = write_log(tmp_path / "log", event_table(NUM_ROWS, BAD_ROWS), item_table())
+
+        def make() -> Source:
+            return ParquetSource(log, EVENTS, ITEMS, None, BATCH_SIZE, KeptLetters(), now_ms=lambda: NOW_MS)
+
+        return make
+
+
+class KafkaContract(SourceContract):
+    wire: str
+
+    @pytest.fixture
+    def make_source(
+        self, bootstrap_servers: str, make_topic: Callable[..., str], tmp_path: Path
+    ) -> MakeSource:
+        config = KafkaConfig(
+            bootstrap_servers=bootstrap_servers,
+            event_topic=make_topic(),
+            item_topic=make_topic(cleanup_policy="compact"),
+            user_topic=None,
+        )
+        log = write_log(tmp_path / "log", event_table(NUM_ROWS, BAD_ROWS), item_table())
+        publisher = LogPublisher(config, EVENTS, ITEMS, format=self.wire, rows_per_message=50)  # type: ignore[arg-type]
+        assert list(publisher.publish(log))[-1] == (NUM_ROWS, NUM_ROWS)
+
+        def make() -> Source:
+            return KafkaSource(
+                config,
+                EVENTS.on_wire(),
+                ITEMS.on_wire(),
+                None,
+                BATCH_SIZE,
+                KeptLetters(),
+                stop_at_end=True,
+                now_ms=lambda: NOW_MS,
+            )
+
+        return make
+
+
+class TestKafkaSourceOfJson(KafkaContract):
+    wire = "json"
+
+
+class TestKafkaSourceOfArrow(KafkaContract):
+    wire = "arrow"
