@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,14 +18,13 @@ from consumers.errors import BrokerError, ConfigError
 from consumers.hashing import ids_of
 from consumers.kafka_config import KafkaConfig
 from consumers.outbox import Outbox
+from consumers.pacing import Backlog, Pace
 from consumers.parquet_log import LogFile, check_file, find_log
 from consumers.schema import TIMESTAMP_MS, EntitySchema, EventSchema
 from consumers.times import times_of
 
 MAX_MESSAGE_BYTES = 8 << 20
 _ENTITY_ROWS = 10_000
-_WAIT_S = 0.05
-"""How often a waiting publisher looks at the reader's lead again."""
 
 
 class Progress(NamedTuple):
@@ -73,9 +71,7 @@ class LogPublisher:
         rows_per_message: rows of an Arrow message.
         rate: events a second; None for as fast as it goes.
         speed: times real time by the events' own clock; excludes ``rate``.
-        lead: how many rows the reader is behind.
-        max_lead: wait while ``lead()`` is more than this.
-        max_stall_s: longest wait without any change of the lead, before the reader is taken for dead.
+        backlog: holds the publisher back while the reader is too far behind.
     """
 
     def __init__(
@@ -89,9 +85,7 @@ class LogPublisher:
         rows_per_message: int = 500,
         rate: float | None = None,
         speed: float | None = None,
-        lead: Callable[[], int] | None = None,
-        max_lead: int = 100_000,
-        max_stall_s: float = 300.0,
+        backlog: Backlog | None = None,
     ) -> None:
         if rate is not None and speed is not None:
             raise ConfigError("set `rate` (events a second) or `speed` (times real time), not both")
@@ -101,7 +95,7 @@ class LogPublisher:
         self._format = format
         self._rows_per_message = rows_per_message
         self._rate, self._speed = rate, speed
-        self._lead, self._max_lead, self._max_stall_s = lead, max_lead, max_stall_s
+        self._backlog = backlog
 
     def publish(self, path: Path) -> Iterator[Progress]:
         """Publish the log under ``path``; all is on the broker when the iterator ends.
@@ -134,13 +128,14 @@ class LogPublisher:
 
     def _publish_events(self, outbox: Outbox, files: tuple[LogFile, ...], total: int) -> Iterator[Progress]:
         partitions = _num_partitions(self._config)
-        pace = _Pace(self._rate, self._speed)
+        pace = Pace(self._rate, self._speed)
         done = 0
         yield Progress(done, total)
         for file in files:
             for _, table in file.batches(None, 0, self._rows_per_message * partitions):
                 wire = event_wire(table, self._event_schema)
-                self._wait_for_reader()
+                if self._backlog is not None:
+                    self._backlog.wait(done)
                 pace.wait(done, wire)
                 self._send_events(outbox, wire, partitions)
                 done += wire.num_rows
@@ -175,22 +170,6 @@ class LogPublisher:
                 partition=partition,
             )
 
-    def _wait_for_reader(self) -> None:
-        """Hold back while the reader is too far behind: a small broker keeps everything in memory."""
-        if self._lead is None:
-            return
-        last, changed_at = self._lead(), time.monotonic()
-        while (lead := self._lead()) > self._max_lead:
-            now = time.monotonic()
-            if lead != last:
-                last, changed_at = lead, now
-            if now - changed_at > self._max_stall_s:
-                raise BrokerError(
-                    f"the reader has been {lead} rows behind for {self._max_stall_s:.0f} s without a change. "
-                    "Is it still running? Raise `max_lead` to publish regardless"
-                )
-            time.sleep(_WAIT_S)
-
 
 def event_wire(table: pa.Table, schema: EventSchema) -> pa.Table:
     """Declared columns of an event table under their canonical names; times in epoch milliseconds."""
@@ -217,34 +196,6 @@ def entity_wire(table: pa.Table, schema: EntitySchema) -> pa.Table:
 def _renamed(table: pa.Table, sources: dict[str, str]) -> pa.Table:
     found = {name: table.column(source) for name, source in sources.items() if source in table.schema.names}
     return pa.table(found)
-
-
-class _Pace:
-    """Waits so that rows go out at a rate, or as their event times say."""
-
-    def __init__(self, rate: float | None, speed: float | None) -> None:
-        self._rate, self._speed = rate, speed
-        self._began = time.monotonic()
-        self._first_ms: int | None = None
-
-    @property
-    def is_live(self) -> bool:
-        """True when rows must reach the broker at once, not when a buffer fills."""
-        return self._rate is not None or self._speed is not None
-
-    def wait(self, done: int, wire: pa.Table) -> None:
-        due_s = self._due_s(done, wire)
-        time.sleep(max(0.0, self._began + due_s - time.monotonic()))
-
-    def _due_s(self, done: int, wire: pa.Table) -> float:
-        if self._rate is not None:
-            return done / self._rate
-        if self._speed is None or wire.num_rows == 0:
-            return 0.0
-        time_ms = int(times_of(wire.column(c.EVENT_TIME).combine_chunks()).values[0])
-        if self._first_ms is None:
-            self._first_ms = time_ms
-        return (time_ms - self._first_ms) / 1_000 / self._speed
 
 
 def _num_partitions(config: KafkaConfig) -> int:

@@ -29,7 +29,7 @@ class EvaluationConfig(BaseModel):
 
     k: int = Field(100, ge=1, description="Recall@k: share of events whose item is among k answers")
     budget: float = Field(
-        0.05, gt=0, le=1, description="Share of the live items that a search may score (at least 2k items)"
+        0.08, gt=0, le=1, description="Share of the live items that a search may score (at least 2k items)"
     )
     scores_per_event: float = Field(
         400.0,

@@ -14,10 +14,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from index_refresh.beam_search import IndexView
+from index_refresh.health import health
 from index_refresh.leaf_lists import NOWHERE, Int64s, LeafLists
 from trainers.entities import BIAS, VECTOR
 from trainers.hsnn import ItemSide
 from trainers.trainer import OnlineTrainer
+
+
+COUNTED = ("placed", "moved", "removed", "expired", "revived")
 
 
 class RefreshConfig(BaseModel):
@@ -38,7 +42,7 @@ class RefreshConfig(BaseModel):
 
 
 class Refresher:
-    """Owns the leaf lists. Counts what it did since it was last asked, by reason."""
+    """Owns the leaf lists, and counts what it did."""
 
     def __init__(self, config: RefreshConfig, trainer: OnlineTrainer) -> None:
         self.config = config
@@ -53,7 +57,7 @@ class Refresher:
 
     def arrive(self, rows: Int64s) -> None:
         """Place rows that are new or whose features changed."""
-        self._assign(np.unique(rows), reason="drift", hysteresis=0.0)
+        self._assign(np.unique(rows), hysteresis=0.0)
 
     def remove(self, rows: Int64s) -> None:
         """Take rows out; they are gone from the next search on."""
@@ -62,13 +66,11 @@ class Refresher:
 
     def after_step(self, touched: Int64s) -> None:
         """Re-assign what the step touched and the next slice of the corpus; start or repair when due."""
-        codebook = self.trainer.model.codebook
-        if not codebook.is_started:
-            self._assign(touched, reason="drift", hysteresis=0.0)
+        rows = np.union1d(touched, self._next_slice())
+        self._assign(rows, hysteresis=self.config.hysteresis)
+        if not self.trainer.model.codebook.is_started:
             self._maybe_start()
             return
-        rows = np.union1d(touched, self._next_slice())
-        self._assign(rows, reason="drift", hysteresis=self.config.hysteresis)
         if self.trainer.step % self.config.repair_every_steps == 0:
             self._repair()
         self._observe()
@@ -98,9 +100,16 @@ class Refresher:
             started=self.trainer.model.codebook.is_started,
         )
 
+    def metrics(self) -> dict[str, float]:
+        """Health of the index: sizes, balance, and what was done over its whole life, by reason."""
+        return {**health(self.leaves.sizes, len(self.trainer.items)), **self.counts_by_name()}
+
+    def counts_by_name(self) -> dict[str, float]:
+        return {f"index_{name}": float(self.counts[name]) for name in COUNTED}
+
     # -- assignment --------------------------------------------------------------------------------------
 
-    def _assign(self, rows: Int64s, reason: str, hysteresis: float) -> None:
+    def _assign(self, rows: Int64s, hysteresis: float) -> None:
         """Re-embed ``rows`` and put each into its nearest node, unless the old one is nearly as near."""
         if not len(rows):
             return
@@ -120,7 +129,6 @@ class Refresher:
         self.leaves.move(rows[moving], nodes[moving])
         self.counts["placed"] += int(fresh.sum())
         self.counts["moved"] += int(moving.sum())
-        self.counts[f"moved.{reason}"] += int(moving.sum())
 
     @torch.no_grad()
     def _distances(self, side: ItemSide) -> Tensor:
@@ -159,7 +167,7 @@ class Refresher:
         side = trainer.refresh_vectors(torch.from_numpy(rows))
         with torch.no_grad():
             codebook.start(trainer.model.index_vectors(side.vectors_CV), trainer.step, trainer.generator)
-        self._assign(rows, reason="start", hysteresis=0.0)
+        self._assign(rows, hysteresis=0.0)
         self.epoch += 1
         self._observe()
 
@@ -186,7 +194,7 @@ class Refresher:
         for moment in trainer.optimizer.state.get(codebook.codes_KD, {}).values():
             if moment.dim() == 2:
                 moment[node] = 0.0
-        self._assign(members, reason="repair", hysteresis=0.0)
+        self._assign(members, hysteresis=0.0)
         self.counts["revived"] += 1
         self.epoch += 1
 
@@ -195,10 +203,11 @@ class Refresher:
     def state(self) -> dict[str, Tensor]:
         leaves = self.leaves
         order = np.concatenate([leaves.members(k) for k in range(leaves.num_nodes)])
+        counts = [self.counts[name] for name in COUNTED]
         return {
             "rows": torch.from_numpy(order),
             "sizes": torch.from_numpy(leaves.sizes.copy()),
-            "scalars": torch.tensor([self.epoch, self._sweep_from]),
+            "scalars": torch.tensor([self.epoch, self._sweep_from, *counts]),
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -206,4 +215,5 @@ class Refresher:
         self.leaves = LeafLists(len(sizes))
         self.leaves.grow_to(self.trainer.items.ids.num_rows)
         self.leaves.place(state["rows"].numpy(), np.repeat(np.arange(len(sizes)), sizes))
-        self.epoch, self._sweep_from = state["scalars"].tolist()
+        self.epoch, self._sweep_from, *counts = state["scalars"].tolist()
+        self.counts = Counter(dict(zip(COUNTED, counts, strict=True)))

@@ -22,8 +22,8 @@ class CodebookConfig(BaseModel):
     start_after_items: int = Field(
         4, ge=1, description="k-means starts the codebook once there are this many live items a node ..."
     )
-    start_after_steps: int = Field(200, ge=1, description="... and this many steps were trained")
-    anneal_steps: int = Field(500, ge=1, description="Steps after the start over which alpha and weight rise")
+    start_after_steps: int = Field(100, ge=1, description="... and this many steps were trained")
+    anneal_steps: int = Field(200, ge=1, description="Steps after the start over which alpha and weight rise")
     min_alpha: float = Field(5.0, gt=0, description="Inverse temperature at the start")
     max_alpha: float = Field(20.0, gt=0, description="Inverse temperature held after annealing")
     index_weight: float = Field(1.0, ge=0, description="Weight of the node level's loss")

@@ -59,13 +59,14 @@ class Entities:
         return self.ids.find(ids)
 
     def meet(self, ids: Int64s, time_ms: int) -> tuple[Int64s, Int64s]:
-        """Rows of ``ids``, made where missing; and the rows that are new."""
+        """Rows of ``ids``, made where missing; and the rows that are new. Nothing else changes: a batch is
+        scored before what it says about its items may be known."""
         rows, new = self.ids.find_or_add(ids)
         self._grow()
         if len(new):
             self.rows.reset(torch.from_numpy(new))
             self.rows[BORN][new] = time_ms
-        self.rows[LAST_SEEN][rows] = time_ms
+            self.rows[LAST_SEEN][new] = time_ms
         return rows, new
 
     def upsert(self, id_column: str, table: pa.RecordBatch, time_ms: int) -> tuple[Int64s, Int64s]:
@@ -74,6 +75,7 @@ class Entities:
         slots_NS, numbers_NF = self.features.encode(table, learn=True)
         self.rows[SLOTS][rows] = slots_NS
         self.rows[NUMBERS][rows] = numbers_NF
+        self.rows[LAST_SEEN][rows] = time_ms
         return rows, new
 
     def remove(self, ids: Int64s) -> Int64s:
@@ -87,8 +89,10 @@ class Entities:
         row 0, which thereby learns what a newcomer is like."""
         return torch.where(self.rows[SEEN][rows] >= admit_after, rows, 0)
 
-    def count_seen(self, rows: Tensor) -> None:
+    def saw(self, rows: Tensor, time_ms: int) -> None:
+        """Count an event for each of ``rows`` (repeats allowed)."""
         self.rows[SEEN].index_add_(0, rows, torch.ones_like(rows))
+        self.rows[LAST_SEEN][rows] = time_ms
 
     def live_rows(self) -> Int64s:
         return self.ids.live_rows()
@@ -157,7 +161,9 @@ class Items(Entities):
         self.liked.load(state, "liked.")
 
     def names_table(self) -> pa.Table:
-        return pa.table({c.ITEM_ID: pa.array(self.names.keys(), pa.int64()), "name": list(self.names.values())})
+        return pa.table(
+            {c.ITEM_ID: pa.array(self.names.keys(), pa.int64()), "name": list(self.names.values())}
+        )
 
 
 class Users(Entities):

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainers.groups import rank_within_group
+from trainers.groups import Int64s, rank_within_group
 from trainers.rows import Column, GrowingRows
 
 
@@ -28,7 +28,29 @@ class UserHistory:
         order_BN = (newest_B1 - torch.arange(self.length)) % self.length
         return items_BN.gather(1, order_BN)
 
-    def append(self, user_rows: npt.NDArray[np.int64], item_rows: npt.NDArray[np.int64]) -> None:
+    def read_before(
+        self, user_rows: Int64s, item_rows: Int64s, times_ms: Int64s, liked: npt.NDArray[np.bool_]
+    ) -> Tensor:
+        """Item rows known before each event of a batch, newest first, int64 [B, N].
+
+        What a user liked earlier in the same batch counts, as it would have when the event happened. Events
+        of one user at the same time have no order, so none of them sees another.
+        """
+        users, inverse = np.unique(user_rows, return_inverse=True)
+        old_UN = self.read(torch.from_numpy(users)).flip(1).numpy()
+        new_U = np.bincount(inverse, weights=liked, minlength=len(users)).astype(np.int64)
+        # One block a user: the N remembered items, oldest first, then those of the batch.
+        starts_U = np.cumsum(self.length + new_U) - (self.length + new_U)
+        block = np.zeros(int((self.length + new_U).sum()), dtype=np.int64)
+        block[starts_U[:, None] + np.arange(self.length)] = old_UN
+        liked_users = inverse[liked]
+        ranks = rank_within_group(liked_users)
+        block[starts_U[liked_users] + self.length + ranks] = item_rows[liked]
+        first = starts_U[inverse] + _liked_before(inverse, times_ms, liked)
+        newest_first = np.arange(self.length - 1, -1, -1)
+        return torch.from_numpy(block[first[:, None] + newest_first])
+
+    def append(self, user_rows: Int64s, item_rows: Int64s) -> None:
         """Add one item a user, in stream order; a user may occur many times."""
         distinct, inverse, times = np.unique(user_rows, return_inverse=True, return_counts=True)
         rank = rank_within_group(inverse)
@@ -43,3 +65,18 @@ class UserHistory:
         """Empty every place that holds one of ``item_rows``: the row may soon belong to another item."""
         items = self.rows["items"]
         items[torch.isin(items, item_rows.int())] = 0
+
+
+def _liked_before(users: Int64s, times_ms: Int64s, liked: npt.NDArray[np.bool_]) -> Int64s:
+    """For each event, how many earlier events of its user were liked, those of the same moment left out."""
+    order = np.argsort(users, kind="stable")
+    user, time, like = users[order], times_ms[order], liked[order].astype(np.int64)
+    before = np.cumsum(like) - like
+    new_user = np.r_[True, user[1:] != user[:-1]][: len(user)]
+    new_moment = new_user | np.r_[True, time[1:] != time[:-1]][: len(user)]
+    place = np.arange(len(user))
+    at_user = before[np.maximum.accumulate(np.where(new_user, place, 0))]
+    at_moment = before[np.maximum.accumulate(np.where(new_moment, place, 0))]
+    counts = np.empty(len(users), dtype=np.int64)
+    counts[order] = at_moment - at_user
+    return counts

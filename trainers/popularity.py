@@ -35,10 +35,10 @@ class DecayedCounts:
         return self.rows["count"] * self._decay(self.now - self.rows["at"])
 
     def log_share(self, rows: Tensor) -> Tensor:
-        """Natural log of each row's share of all decayed events, float32 [N, L]; a row never seen gets the
-        share of half an event."""
-        total_L = self.total_L.clamp_min(1.0).float()
-        return torch.log((self.read(rows) + 0.5) / (total_L + 0.5))
+        """Natural log of each row's share of all decayed events, float32 [N, L]. Every row counts as half an
+        event more, so that a row never seen has a small share rather than none."""
+        total_L = self.total_L.float() + 0.5 * self.rows.num_rows
+        return torch.log((self.read(rows) + 0.5) / total_L)
 
     def add(self, rows: Tensor, num_events: int) -> None:
         """Let ``num_events`` of stream pass, in which ``rows`` (repeats allowed) were met once each."""

@@ -67,6 +67,8 @@ class UserRequest:
     """Users at a moment: what the user towers read. One row an event, or a query."""
 
     rows_B: Tensor
+    history_BN: Tensor
+    """Item rows liked before, newest first; 0 where there is none."""
     time_ms_B: Int64s
     context_slots: Tensor
     context_numbers: Tensor
@@ -74,6 +76,7 @@ class UserRequest:
     def select(self, keep: Tensor) -> UserRequest:
         return UserRequest(
             self.rows_B[keep],
+            self.history_BN[keep],
             self.time_ms_B[keep.numpy()],
             self.context_slots[keep],
             self.context_numbers[keep],
@@ -163,18 +166,24 @@ class OnlineTrainer:
 
     # -- the two sides of a score ----------------------------------------------------------------------
 
-    def request(self, batch: pa.RecordBatch, learn: bool = False) -> UserRequest:
-        """The users of a batch of events as the towers read them; unknown users read as row 0."""
-        rows = self.users.find(batch.column(c.USER_ID).to_numpy())
-        slots, numbers = self.context.encode(batch, learn)
-        return UserRequest(torch.from_numpy(rows), batch.column(c.EVENT_TIME).to_numpy(), slots, numbers)
+    def request(self, table: pa.RecordBatch, learn: bool = False) -> UserRequest:
+        """The users of a batch of events, each as known just before its event. Unknown users read as row 0."""
+        rows = self.users.find(table.column(c.USER_ID).to_numpy())
+        times_ms = table.column(c.EVENT_TIME).to_numpy()
+        history_BN = self.users.history.read_before(
+            rows,
+            self.items.find(table.column(c.ITEM_ID).to_numpy()),
+            times_ms,
+            (table.column(c.LABEL).to_numpy() > 0) & (rows > 0),
+        )
+        slots, numbers = self.context.encode(table, learn)
+        return UserRequest(torch.from_numpy(rows), history_BN, times_ms, slots, numbers)
 
     @torch.no_grad()
     def user_side(self, request: UserRequest) -> UserSide:
         """Folded users, for search and evaluation."""
-        history_BN = self.users.history.read(request.rows_B)
-        history_rows = StepRows(self.items.rows, self._item_embedding_rows(history_BN))
-        inputs, _ = self._user_inputs(request, history_BN, history_rows, history_rows.indices[0])
+        history_rows = StepRows(self.items.rows, self._item_embedding_rows(request.history_BN))
+        inputs, _ = self._user_inputs(request, history_rows, history_rows.indices[0])
         return self.model.user_side(inputs)
 
     @torch.no_grad()
@@ -196,17 +205,17 @@ class OnlineTrainer:
         return self.items.embedding_rows(rows, self.config.admit_items_after)
 
     def _user_inputs(
-        self, request: UserRequest, history_BN: Tensor, item_rows: StepRows, history_index_BN: Tensor
+        self, request: UserRequest, item_rows: StepRows, history_index_BN: Tensor
     ) -> tuple[Tensor, list[StepRows]]:
         """Tower input [B, F]: id embedding; history as a plain and a recency-weighted mean of id embeddings
         and a mean of cached vectors; declared features; clocks."""
         ids = StepRows(
             self.users.rows, self.users.embedding_rows(request.rows_B, self.config.admit_users_after)
         )
-        present_BN = (history_BN != 0).float()
-        recency_BN = present_BN * torch.exp2(-torch.arange(history_BN.shape[1]) / 3.0)
+        present_BN = (request.history_BN != 0).float()
+        recency_BN = present_BN * torch.exp2(-torch.arange(request.history_BN.shape[1]) / 3.0)
         flat_BND = item_rows.leaf_ND[history_index_BN]
-        vectors_BNV = self.items.rows[VECTOR][history_BN]
+        vectors_BNV = self.items.rows[VECTOR][request.history_BN]
         declared, declared_rows = self.users.features.inputs(
             self.users.rows[SLOTS][request.rows_B], self.users.rows[NUMBERS][request.rows_B]
         )
@@ -258,12 +267,12 @@ class OnlineTrainer:
         liked = events.item_rows_B[positive]
         self.items.met.add(events.item_rows_B, len(events))
         self.items.liked.add(liked, len(liked))
-        self.items.count_seen(events.item_rows_B)
-        self.users.count_seen(events.request.rows_B)
         self.users.history.append(events.request.rows_B[positive].numpy(), liked.numpy())
+        self.watermark_ms = max(self.watermark_ms, int(events.request.time_ms_B.max(initial=0)))
+        self.items.saw(events.item_rows_B, self.watermark_ms)
+        self.users.saw(events.request.rows_B, self.watermark_ms)
         self.step += 1
         self.events_trained += len(events)
-        self.watermark_ms = max(self.watermark_ms, int(events.request.time_ms_B.max(initial=0)))
 
     def sample_live_items(self, count: int) -> Tensor:
         """Up to ``count`` uniformly drawn live item rows (repeats possible)."""
@@ -348,9 +357,7 @@ class _Step:
     def __init__(self, trainer: OnlineTrainer, events: _Events) -> None:
         self.trainer, self.events = trainer, events
         drawn = trainer.sample_live_items(trainer.config.uniform_negatives)
-        self.candidates_C, inverse = torch.unique(
-            torch.cat([events.item_rows_B, drawn]), return_inverse=True
-        )
+        self.candidates_C, inverse = torch.unique(torch.cat([events.item_rows_B, drawn]), return_inverse=True)
         self.item_of_event_B = inverse[: len(events)]
         self.drawn_index = inverse[len(events) :]
         self.positive_P = torch.nonzero(events.label_B > 0).squeeze(1)
@@ -378,16 +385,13 @@ class _Step:
 
     def _forward_towers(self) -> tuple[UserSide, ItemSide, list[StepRows]]:
         trainer = self.trainer
-        history_BN = trainer.users.history.read(self.events.request.rows_B)
         item_rows = StepRows(
             trainer.items.rows,
             trainer._item_embedding_rows(self.candidates_C),
-            trainer._item_embedding_rows(history_BN),
+            trainer._item_embedding_rows(self.events.request.history_BN),
         )
         candidate_index, history_index = item_rows.indices
-        user_inputs, user_rows = trainer._user_inputs(
-            self.events.request, history_BN, item_rows, history_index
-        )
+        user_inputs, user_rows = trainer._user_inputs(self.events.request, item_rows, history_index)
         item_inputs, log_share, value_rows = trainer._item_inputs(
             self.candidates_C, item_rows, candidate_index
         )

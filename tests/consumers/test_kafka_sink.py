@@ -14,6 +14,7 @@ from consumers.hashing import hash_text
 from consumers.kafka_config import KafkaConfig
 from consumers.kafka_sink import LogPublisher, ensure_topics, event_wire
 from consumers.kafka_source import KafkaSource
+from consumers.pacing import Backlog
 from consumers.schema import EventSchema, Feature, FeatureKind
 from tests.consumers.samples import (
     EVENTS,
@@ -91,18 +92,19 @@ def test_a_mapped_log_with_string_ids_and_timestamps_arrives_under_canonical_nam
 def test_the_publisher_waits_for_a_reader_that_is_too_far_behind(
     bootstrap_servers: str, make_topic: Callable[..., str], tmp_path: Path
 ) -> None:
-    leads = [500, 500, 400, 10, 0, 0, 0, 0, 0, 0]
+    read = [-500, -500, -400, -10, 100, 100, 100, 100, 100, 100]
     config = config_of(bootstrap_servers, make_topic())
-    publisher = LogPublisher(config, EVENTS, rows_per_message=50, lead=lambda: leads.pop(0), max_lead=100)
+    backlog = Backlog(lambda: read.pop(0), max_lead=100)
+    publisher = LogPublisher(config, EVENTS, rows_per_message=50, backlog=backlog)
     assert list(publisher.publish(write_log(tmp_path, event_table(100))))[-1].done == 100
-    assert len(leads) < 7
+    assert len(read) < 7
 
 
 def test_a_reader_that_stands_still_is_reported(
     bootstrap_servers: str, make_topic: Callable[..., str], tmp_path: Path
 ) -> None:
     config = config_of(bootstrap_servers, make_topic())
-    publisher = LogPublisher(config, EVENTS, lead=lambda: 900, max_lead=100, max_stall_s=0.1)
+    publisher = LogPublisher(config, EVENTS, backlog=Backlog(lambda: -900, max_lead=100, max_stall_s=0.1))
     with pytest.raises(BrokerError, match="900 rows behind"):
         list(publisher.publish(write_log(tmp_path, event_table(100))))
 

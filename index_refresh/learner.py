@@ -1,0 +1,150 @@
+"""Everything that learns, as one object: trainer, index and test-then-train metrics, with their state.
+
+One thread may use it. Its state is deterministic given the sequence of batches.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from consumers.batch import EntityBatch, EventBatch, Position, Positions
+from consumers.errors import CheckpointError
+from consumers.schema import Feature
+from index_refresh.evaluation import EvaluationConfig, Evaluator
+from index_refresh.refresher import RefreshConfig, Refresher
+from trainers.checkpoint import Checkpoint, Manifest
+from trainers.trainer import FeatureSets, OnlineTrainer, TrainerConfig
+
+NAMES = "names"
+INDEX = "index"
+EVALUATION = "evaluation"
+
+
+class LearnerConfig(BaseModel):
+    """What decides the state, given the stream. It is saved with every checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trainer: TrainerConfig = Field(TrainerConfig())
+    refresh: RefreshConfig = Field(RefreshConfig())
+    evaluation: EvaluationConfig = Field(EvaluationConfig())
+    item_features: tuple[Feature, ...] = Field((), description="Declared features of items")
+    user_features: tuple[Feature, ...] = Field((), description="Declared features of users")
+    context_features: tuple[Feature, ...] = Field((), description="Declared features of events")
+
+    def features(self) -> FeatureSets:
+        return FeatureSets(self.item_features, self.user_features, self.context_features)
+
+
+class Learner:
+    """The learning state and where the stream goes on after it."""
+
+    def __init__(self, config: LearnerConfig) -> None:
+        self.config = config
+        self.trainer = OnlineTrainer(config.trainer, config.features())
+        self.refresher = Refresher(config.refresh, self.trainer)
+        self.evaluator = Evaluator(config.evaluation, self.trainer, self.refresher)
+        self.positions: Positions = {}
+        self.rejected: Counter[str] = Counter()
+        self.parent: str | None = None
+
+    # -- the stream ------------------------------------------------------------------------------------
+
+    def apply(self, batch: EntityBatch) -> None:
+        """Take in catalogue changes; new items are searchable when this returns."""
+        changed, freed = self.trainer.apply_entities(batch)
+        self.refresher.remove(freed)
+        self.refresher.arrive(changed)
+        self._passed(batch)
+
+    def learn(self, batch: EventBatch) -> None:
+        """Answer a sample of the batch, then learn it, then bring the index up to date."""
+        if len(batch):
+            self.evaluator.answer(batch)
+            report = self.trainer.learn(batch)
+            self.evaluator.observe(report)
+            self.refresher.after_step(report.touched_rows)
+        self._passed(batch)
+
+    def _passed(self, batch: EventBatch | EntityBatch) -> None:
+        self.positions.update(batch.positions)
+        self.rejected.update(batch.rejected)
+
+    # -- figures -----------------------------------------------------------------------------------------
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of this instant by name: counts, recall, clicks, index."""
+        trainer = self.trainer
+        counts = {
+            "step": trainer.step,
+            "events_trained": trainer.events_trained,
+            "events_rejected": self.rejected.total(),
+            "users": len(trainer.users),
+        }
+        figures = {name: float(value) for name, value in counts.items()}
+        return {**figures, **self.evaluator.metrics(), **self.refresher.metrics()}
+
+    # -- state -------------------------------------------------------------------------------------------
+
+    def parts(self) -> dict[str, Mapping[str, Tensor]]:
+        """A copy of the whole state by part, which later training does not touch."""
+        parts = {**self.trainer.state(), INDEX: self.refresher.state(), EVALUATION: self.evaluator.state()}
+        return {name: _owned(part) for name, part in parts.items()}
+
+    def tables(self) -> dict[str, pa.Table]:
+        return {NAMES: self.trainer.items.names_table()}
+
+    def manifest(self, settings: Mapping[str, Any]) -> Manifest:
+        """What a checkpoint of this instant says of itself; ``settings`` is what else to remember."""
+        return Manifest(
+            positions=dict(self.positions),
+            step=self.trainer.step,
+            watermark_ms=self.trainer.watermark_ms,
+            events_trained=self.trainer.events_trained,
+            events_rejected=dict(self.rejected),
+            index_epoch=self.refresher.epoch,
+            model_version=f"step-{self.trainer.step}",
+            parent=self.parent,
+            config={**settings, "learner": self.config.model_dump(mode="json")},
+            metrics=self.metrics(),
+        )
+
+    @classmethod
+    def restore(cls, checkpoint: Checkpoint, config: LearnerConfig | None = None) -> Learner:
+        """The learner as it was when the checkpoint was taken, under its own or under another configuration.
+
+        Raises:
+            CheckpointError: a part or the configuration is missing or does not fit.
+        """
+        try:
+            saved = checkpoint.manifest.config["learner"]
+            learner = cls(config or LearnerConfig.model_validate(saved))
+            learner._load(checkpoint)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path}: the state does not fit this version: {error}"
+            ) from error
+        return learner
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        manifest, parts = checkpoint.manifest, {k: dict(v) for k, v in checkpoint.parts.items()}
+        self.trainer.load(parts)
+        names = checkpoint.tables[NAMES]
+        pairs = zip(names.column(0).to_pylist(), names.column(1).to_pylist(), strict=True)
+        self.trainer.items.names.update(pairs)
+        self.refresher.load(parts[INDEX])
+        self.evaluator.load(parts[EVALUATION])
+        self.positions = {key: Position(*value) for key, value in manifest.positions.items()}
+        self.rejected = Counter(manifest.events_rejected)
+        self.parent = checkpoint.name
+
+
+def _owned(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share no memory with live state."""
+    return {name: tensor.detach().clone() for name, tensor in part.items()}

@@ -1,0 +1,351 @@
+"""The command line. Exit codes: 0 done, 1 failed, 2 used or configured wrongly."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from consumers.errors import ConfigError, HsnnError
+from consumers.times import epoch_ms
+from pipeline import __version__
+from pipeline.config import Settings, load_settings
+
+app = typer.Typer(
+    name="hsnn",
+    help="Keeps a neural retriever learning from Kafka while it serves. Start with `hsnn demo`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings", exists=True)]
+Home = Annotated[Path | None, typer.Option(help="Where state lives [env HSNN_HOME; default ./hsnn-home]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output")]
+Servers = Annotated[str | None, typer.Option(help="Kafka servers [env KAFKA_BOOTSTRAP_SERVERS]")]
+
+
+def _settings(config: Path | None, home: Path | None = None, **kafka: Any) -> Settings:
+    flags: dict[str, Any] = {"home": str(home)} if home is not None else {}
+    given = {name: value for name, value in kafka.items() if value is not None}
+    if given:
+        flags["kafka"] = given
+    return load_settings(config, flags)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS) + b"\n")
+    sys.stdout.flush()
+
+
+@app.callback()
+def _setup(
+    log_level: Annotated[str, typer.Option(help="debug, info, warning, error")] = "warning",
+) -> None:
+    level = logging.getLevelNamesMapping().get(log_level.upper())
+    if level is None:
+        raise typer.BadParameter(f"{log_level} is not a log level", param_hint="--log-level")
+    logging.basicConfig(
+        level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+
+
+@app.command()
+def demo(
+    events: Annotated[
+        int | None, typer.Option(min=1, help="Events of the world [default: until Ctrl-C]")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="A Parquet log instead")
+    ] = None,
+    broker: Annotated[
+        str, typer.Option(help="auto, embedded or kafka (genuine, needs Java and Maven)")
+    ] = "auto",
+    exit_: Annotated[bool, typer.Option("--exit", help="Leave when all events are trained")] = False,
+    rate: Annotated[
+        float | None, typer.Option(min=1, help="Events a second [default: as fast as it goes]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the world")] = 1,
+    ui: Annotated[bool, typer.Option(help="Start the MLflow UI")] = True,
+    config: ConfigFile = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Broker, drifting world, daemon and MLflow UI on this machine, from nothing.
+
+    Each demo starts anew in HOME/demo. Ctrl-C ends it in seconds, with a checkpoint and a summary.
+    """
+    from pipeline.demo import DemoOptions, run_demo
+    from pipeline.summary import print_demo
+
+    if broker not in ("auto", "embedded", "kafka"):
+        raise ConfigError(f"--broker: {broker} is not one of auto, embedded, kafka")
+    home = _settings(config, home).home
+    options = DemoOptions(
+        home=home,
+        events=events,
+        data=data,
+        broker=broker,  # type: ignore[arg-type]
+        exit_when_done=exit_,
+        as_json=as_json,
+        ui=ui,
+        rate=rate,
+        seed=seed,
+        config=config,
+    )
+    report = run_demo(options)
+    if as_json:
+        _print_json(report)
+    else:
+        print_demo(report, home / "demo")
+
+
+@app.command()
+def run(
+    config: ConfigFile = None,
+    home: Home = None,
+    bootstrap_servers: Servers = None,
+    fresh: Annotated[bool, typer.Option(help="Start anew instead of from the newest checkpoint")] = False,
+    stop_at_end: Annotated[bool, typer.Option(help="Leave at the end that the topics have now")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The daemon: train from Kafka until SIGTERM or Ctrl-C; resume from the newest checkpoint."""
+    from pipeline.running import build_daemon, kafka_source, on_signals
+    from pipeline.summary import print_summary, summary_json
+    from pipeline.table import LiveTable
+
+    settings = _settings(config, home, bootstrap_servers=bootstrap_servers)
+    daemon = build_daemon(settings, kafka_source(settings, stop_at_end=stop_at_end), resume=not fresh)
+    with on_signals(daemon.stop), LiveTable(settings.status_file, None, None, quiet=as_json):
+        summary = daemon.run()
+    if as_json:
+        _print_json(summary_json(summary))
+    else:
+        print_summary(summary)
+
+
+@app.command()
+def replay(
+    source: Annotated[
+        Path, typer.Option("--from", exists=True, file_okay=False, help="Folder of a Parquet log")
+    ],
+    config: ConfigFile = None,
+    home: Home = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the newest checkpoint instead of from nothing")
+    ] = False,
+    since: Annotated[str | None, typer.Option(help="First event time, ISO 8601 or epoch ms")] = None,
+    until: Annotated[str | None, typer.Option(help="Event time to stop before, ISO 8601 or epoch ms")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train from Parquet with no Kafka at all, and publish a version like any other.
+
+    Without --config, features are inferred from the log's item and user tables.
+    """
+    from pipeline.replaying import replay_log
+    from pipeline.summary import print_summary, summary_json
+
+    flags: dict[str, Any] = {"home": str(home)} if home is not None else {}
+    window = (_time_ms(since, "--since"), _time_ms(until, "--until"))
+    summary = replay_log(source, config, flags, window, resume=resume)
+    if as_json:
+        _print_json(summary_json(summary))
+    else:
+        print_summary(summary)
+
+
+@app.command()
+def produce(
+    source: Annotated[
+        Path, typer.Option("--from", exists=True, file_okay=False, help="Folder of a Parquet log")
+    ],
+    config: ConfigFile = None,
+    bootstrap_servers: Servers = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Events a second")] = None,
+    speed: Annotated[
+        float | None, typer.Option(min=0.001, help="Times real time, by the events' own clock")
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="arrow (fast) or json (one event a message)")
+    ] = "arrow",
+    partitions: Annotated[
+        int, typer.Option(min=1, help="Partitions of the event topic if it is created")
+    ] = 1,
+    follow: Annotated[Path | None, typer.Option(help="Status file of the daemon to stay near to")] = None,
+    max_lead: Annotated[int, typer.Option(min=1, help="Most events ahead of the daemon followed")] = 100_000,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a Parquet log to Kafka; a mapping in the config names its columns."""
+    from consumers.kafka_sink import LogPublisher
+    from pipeline import producing
+
+    if form not in ("arrow", "json"):
+        raise ConfigError(f"--format: {form} is not one of arrow, json")
+    settings = _settings(config, None, bootstrap_servers=bootstrap_servers)
+    producing.make_topics(settings.kafka, partitions)
+    publisher = LogPublisher(
+        settings.kafka,
+        settings.events,
+        settings.items,
+        settings.users,
+        format=form,  # type: ignore[arg-type]
+        rate=rate,
+        speed=speed,
+        backlog=producing.follow(follow, max_lead) if follow else None,
+    )
+    producing.show_progress(publisher.publish(source), as_json, f"publishing {source.name}")
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path | None, typer.Option(help="Write Parquet to this folder")] = None,
+    kafka: Annotated[bool, typer.Option("--kafka", help="Stream to Kafka instead")] = False,
+    events: Annotated[int, typer.Option(min=1, help="Events")] = 1_000_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the world")] = 1,
+    world: Annotated[
+        Path | None, typer.Option(exists=True, help="YAML file with settings of the world")
+    ] = None,
+    config: ConfigFile = None,
+    bootstrap_servers: Servers = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Events a second")] = None,
+    follow: Annotated[Path | None, typer.Option(help="Status file of the daemon to stay near to")] = None,
+    max_lead: Annotated[int, typer.Option(min=1, help="Most events ahead of the daemon followed")] = 100_000,
+    as_json: AsJson = False,
+) -> None:
+    """A drifting world whose truth is known, to Parquet or to Kafka (docs/simulator.md)."""
+    from pipeline.simulating import stream_world, write_world
+
+    if (out is None) == (not kafka):
+        raise ConfigError("name one target: --out DIR or --kafka")
+    if out is not None:
+        write_world(out, events, seed, world)
+        return
+    settings = _settings(config, None, bootstrap_servers=bootstrap_servers)
+    backlog = (follow, max_lead) if follow else None
+    stream_world(settings, events, seed, world, rate, backlog, as_json)
+
+
+@app.command()
+def query(
+    user: Annotated[list[str], typer.Option(help="User id; may be given several times")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Items a user")] = 10,
+    version: Annotated[str, typer.Option(help="Alias or number of the version")] = "champion",
+    config: ConfigFile = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Top items for users, answered by a registered version."""
+    from pipeline.querying import answer, print_answers
+
+    answers = answer(_settings(config, home), user, k, version)
+    if as_json:
+        _print_json(answers)
+    else:
+        print_answers(answers)
+
+
+@app.command()
+def status(config: ConfigFile = None, home: Home = None, as_json: AsJson = False) -> None:
+    """What the daemon of this home is doing, from its status file."""
+    from pipeline.status import read_status
+    from pipeline.table import status_rows
+
+    found = read_status(_settings(config, home).status_file)
+    if as_json:
+        _print_json(found)
+        return
+    table = Table(title="running" if found["running"] else "stopped", show_header=False)
+    written = datetime.fromtimestamp(found["at_ms"] / 1000, UTC).isoformat(timespec="seconds")
+    for name, value in [("as of", written), *status_rows(found)]:
+        table.add_row(name, value)
+    Console().print(table)
+
+
+@app.command()
+def doctor(
+    config: ConfigFile = None, home: Home = None, bootstrap_servers: Servers = None, as_json: AsJson = False
+) -> None:
+    """Say in plain words what is wrong with broker, topics, registry and disk."""
+    from pipeline.doctor import Status, diagnose, render
+    from pipeline.doctoring import doctor_config
+
+    checks = diagnose(doctor_config(_settings(config, home, bootstrap_servers=bootstrap_servers)))
+    if as_json:
+        _print_json([{**vars_of(check), "status": check.status.value} for check in checks])
+    else:
+        Console().print(render(checks))
+    if any(check.status is Status.FAIL for check in checks):
+        raise typer.Exit(1)
+
+
+def vars_of(check: Any) -> dict[str, Any]:
+    """A check as plain data."""
+    return {name: getattr(check, name) for name in ("name", "status", "finding", "remedy")}
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile = None, home: Home = None, as_json: AsJson = False) -> None:
+    """The merged configuration (flags over environment over file over defaults), secrets masked."""
+    import yaml
+
+    masked = _settings(config, home).masked()
+    if as_json:
+        _print_json(masked)
+    else:
+        typer.echo(yaml.safe_dump(masked, sort_keys=False), nl=False)
+
+
+@config_app.command("infer")
+def config_infer(
+    source: Annotated[
+        Path, typer.Option("--from", exists=True, file_okay=False, help="Folder of a Parquet log")
+    ],
+) -> None:
+    """Propose a configuration for a Parquet log: which columns are features, of what kind."""
+    import yaml
+
+    from pipeline.infer import infer_settings
+
+    typer.echo(yaml.safe_dump(infer_settings(source), sort_keys=False), nl=False)
+
+
+@app.command()
+def version() -> None:
+    """The version of this program."""
+    typer.echo(__version__)
+
+
+def _time_ms(text: str | None, flag: str) -> int | None:
+    if text is None:
+        return None
+    if text.lstrip("-").isdigit():
+        return int(text)
+    try:
+        return epoch_ms(datetime.fromisoformat(text))
+    except ValueError as error:
+        raise ConfigError(f"{flag}: {text} is neither ISO 8601 nor epoch milliseconds") from error
+
+
+def main() -> None:
+    """Entry point: errors raised on purpose are one line, without a traceback."""
+    try:
+        app()
+    except ConfigError as error:
+        Console(stderr=True).print(f"[bold red]configuration:[/] {error}", highlight=False)
+        sys.exit(2)
+    except HsnnError as error:
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Proposes a configuration for a Parquet log that somebody brings: which columns are features, of what kind.
+
+Only the item and user tables give features. Other columns of the events are not taken: scores, counts and
+prices read after the fact leak the future, and only a person can say which do not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from consumers import columns as c
+from consumers.parquet_log import LogFile, find_log
+from consumers.schema import FeatureKind
+
+# A string column with so many words a value is a text; with fewer, it is a category.
+_WORDS_OF_A_TEXT = 1.5
+# A category that names nearly every row is another id, and says nothing that the id does not.
+_DISTINCT_OF_AN_ID = 0.9
+_SAMPLE_ROWS = 50_000
+
+
+def infer_settings(path: Path) -> dict[str, Any]:
+    """Settings by section for the log under ``path``.
+
+    Raises:
+        DataError: there is no readable log.
+    """
+    log = find_log(path, "events", "items", "users")
+    settings: dict[str, Any] = {}
+    if log.items:
+        settings["items"] = {"kind": "item", "features": _features(log.items[0], c.ITEM_ID)}
+        num_nodes = _num_nodes(sum(file.num_rows for file in log.items))
+        settings["trainer"] = {"model": {"codebook": {"num_nodes": num_nodes}}}
+    if log.users:
+        settings["users"] = {"kind": "user", "features": _features(log.users[0], c.USER_ID)}
+    return settings
+
+
+def _num_nodes(num_items: int) -> int:
+    """The power of two nearest to the square root of the items: nodes and members then cost alike."""
+    return int(2 ** np.clip(np.round(np.log2(max(num_items, 1)) / 2), 4, 12))
+
+
+def _features(file: LogFile, id_column: str) -> list[dict[str, str]]:
+    table = pq.ParquetFile(file.path).read_row_group(0).slice(0, _SAMPLE_ROWS)
+    kinds = {name: _kind(table.column(name), name) for name in table.schema.names if name != id_column}
+    return [{"name": name, "kind": kind.value} for name, kind in kinds.items() if kind is not None]
+
+
+def _kind(column: pa.ChunkedArray, name: str) -> FeatureKind | None:
+    kind = column.type
+    if pa.types.is_timestamp(kind) or name.endswith("_ms"):
+        return None
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return FeatureKind.NUMERIC
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return FeatureKind.MULTI
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return _kind_of_strings(column)
+    return None
+
+
+def _kind_of_strings(column: pa.ChunkedArray) -> FeatureKind | None:
+    words = pc.mean(pc.count_substring_regex(column.drop_null(), r"[A-Za-z0-9]+")).as_py() or 0.0
+    if words >= _WORDS_OF_A_TEXT:
+        return FeatureKind.TEXT
+    if pc.count_distinct(column).as_py() >= _DISTINCT_OF_AN_ID * len(column):
+        return None
+    return FeatureKind.CATEGORICAL

@@ -1,0 +1,84 @@
+"""What a run came to, for people and for machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.daemon import Summary
+
+_CONSOLE = Console()
+
+
+def summary_json(summary: Summary) -> dict[str, Any]:
+    """A summary as plain data."""
+    return {
+        "trained": summary.trained,
+        "rejected": summary.rejected,
+        "versions": summary.versions,
+        "champion": summary.champion,
+        "metrics": summary.metrics,
+        "seconds": summary.seconds,
+    }
+
+
+def print_summary(summary: Summary) -> None:
+    """The summary of ``run`` and ``replay`` as a table."""
+    rate = summary.trained / summary.seconds if summary.seconds else 0.0
+    rows = [
+        ("events trained", f"{summary.trained:,}"),
+        ("events rejected", f"{sum(summary.rejected.values()):,} {summary.rejected or ''}"),
+        ("this run", f"{summary.seconds:,.1f} s, {rate:,.0f} events/s over the whole state"),
+        *_recall(summary.metrics),
+        ("versions", ", ".join(map(str, summary.versions)) or "none"),
+        ("champion", str(summary.champion)),
+    ]
+    _print("Done", rows)
+
+
+def print_demo(report: dict[str, Any], home: Path) -> None:
+    """The summary of a demo, and what to try next."""
+    events, index = report["events"], report["index"]
+    rows = [
+        (
+            "events",
+            f"{events['produced']:,} produced = {events['trained']:,} trained + {events['rejected']:,} rejected",
+        ),
+        (
+            "training",
+            f"{report['training_seconds']:,.1f} s, {events['trained'] / report['training_seconds']:,.0f} events/s",
+        ),
+        *_recall(report["metrics"]),
+        (
+            "index",
+            f"{index['items']:,} items, {index['nodes_used']} of {index['nodes']} nodes, {index['moved']:,} moves",
+        ),
+        ("versions", ", ".join(map(str, report["versions"])) or "none"),
+        ("champion", str(report["champion"])),
+    ]
+    _print("Demo", rows)
+    _CONSOLE.print(f"Ask the champion:   hsnn query --home {home} --user 17 -k 10", highlight=False)
+    _CONSOLE.print(
+        f"Look at versions:   mlflow ui --backend-store-uri sqlite:///{home}/mlflow.db", highlight=False
+    )
+
+
+def _recall(metrics: dict[str, float]) -> list[tuple[str, str]]:
+    rows = []
+    for name, value in metrics.items():
+        if name.startswith("recall_") and "_total_" not in name:
+            what, _, k = name.removeprefix("recall_").partition("_at_")
+            rows.append((f"recall@{k} {what}", f"{value:.3f}"))
+    if "scored_fraction" in metrics:
+        rows.append(("items scored a search", f"{metrics['scored_fraction']:.1%}"))
+    return rows
+
+
+def _print(title: str, rows: list[tuple[str, str]]) -> None:
+    table = Table(title=title, show_header=False)
+    for name, value in rows:
+        table.add_row(name, value)
+    _CONSOLE.print(table)

@@ -1,0 +1,132 @@
+"""A tiny trained state, for tests of what happens to a checkpoint afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from consumers import columns as c
+from consumers.batch import EventBatch, Position
+from consumers.hashing import hash_all
+from consumers.schema import EventSchema, Feature, FeatureKind
+from index_refresh.evaluation import EvaluationConfig, Evaluator
+from index_refresh.refresher import RefreshConfig, Refresher
+from trainers.checkpoint import Manifest, write_checkpoint
+from trainers.codebook import CodebookConfig
+from trainers.hsnn import HSNNConfig
+from trainers.trainer import FeatureSets, OnlineTrainer, TrainerConfig
+
+START_MS = 1_700_000_000_000
+NUM_USERS, NUM_ITEMS = 30, 80
+
+DEVICE = Feature(name="device", kind=FeatureKind.CATEGORICAL)
+PRICE_SEEN = Feature(name="price_seen", kind=FeatureKind.NUMERIC)
+QUERY = Feature(name="query", kind=FeatureKind.TEXT, max_tokens=4)
+CONTEXT = (DEVICE, PRICE_SEEN, QUERY)
+
+TRAINER = TrainerConfig(
+    batch_size=64,
+    embedding_dim=8,
+    value_dim=4,
+    history_length=5,
+    uniform_negatives=32,
+    popularity_half_lives=(200.0, 2_000.0),
+    model=HSNNConfig(dim=8, codebook=CodebookConfig(num_nodes=4, start_after_steps=1, start_after_items=2)),
+)
+REFRESH = RefreshConfig()
+EVALUATION = EvaluationConfig(k=10, budget=0.5, scores_per_event=5_000.0, window=256)
+
+
+@dataclass
+class TinyWorld:
+    """Users who like the items of their own half of the catalogue, and a trainer that watches them.
+
+    Ids are strings (``"user-7"``, ``"item-7"``) with ``string_ids``, else integers from 1.
+    """
+
+    string_ids: bool = False
+    context: Sequence[Feature] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.trainer = OnlineTrainer(TRAINER, FeatureSets(context=tuple(self.context)))
+        self.refresher = Refresher(REFRESH, self.trainer)
+        self.evaluator = Evaluator(EVALUATION, self.trainer, self.refresher)
+        self._random = np.random.default_rng(self.seed)
+
+    def user(self, number: int) -> int | str:
+        return f"user-{number}" if self.string_ids else number
+
+    def item(self, number: int) -> int | str:
+        return f"item-{number}" if self.string_ids else number
+
+    def train(self, steps: int = 4) -> TinyWorld:
+        for _ in range(steps):
+            batch = self._batch(TRAINER.batch_size)
+            self.evaluator.answer(batch)
+            report = self.trainer.learn(batch)
+            self.refresher.arrive(report.new_rows)
+            self.refresher.after_step(report.touched_rows)
+        return self
+
+    def _batch(self, size: int) -> EventBatch:
+        users = self._random.integers(1, NUM_USERS + 1, size)
+        items = 1 + 2 * self._random.integers(0, NUM_ITEMS // 2, size) + users % 2
+        first = self.trainer.events_trained
+        raw: dict[str, Any] = {
+            c.USER_ID: [self.user(n) for n in users.tolist()],
+            c.ITEM_ID: [self.item(n) for n in items.tolist()],
+            c.EVENT_TIME: START_MS + 1_000 * np.arange(first, first + size),
+            c.LABEL: self._random.random(size) < 0.7,
+            DEVICE.name: self._random.choice(["phone", "desk"], size),
+            PRICE_SEEN.name: self._random.random(size),
+            QUERY.name: self._random.choice(["red tea cup", "blue mug"], size),
+        }
+        raw[c.LABEL] = raw[c.LABEL].astype(np.float32)
+        read = EventSchema(context=tuple(self.context)).normalise(pa.table(raw), START_MS * 2)
+        return EventBatch(read.rows, {"events:0": Position(first + size)}, names=read.names)
+
+    def hashed_items(self) -> dict[int, str]:
+        """Item names by hash, for checks of what a checkpoint says."""
+        names = [f"item-{n}" for n in range(1, NUM_ITEMS + 1)]
+        return dict(zip(hash_all(names).tolist(), names, strict=True))
+
+    def config(self) -> dict[str, Any]:
+        features = {
+            "item": [],
+            "user": [],
+            "context": [feature.model_dump(mode="json") for feature in self.context],
+        }
+        return {
+            "trainer": TRAINER.model_dump(mode="json"),
+            "refresh": REFRESH.model_dump(mode="json"),
+            "evaluation": EVALUATION.model_dump(mode="json"),
+            "features": features,
+        }
+
+    def checkpoint(self, root: Path, name: str = "", **manifest: Any) -> Path:
+        """Write the state of now; ``manifest`` replaces fields of the manifest."""
+        trainer = self.trainer
+        fields: dict[str, Any] = {
+            "positions": {"events:0": Position(trainer.events_trained)},
+            "step": trainer.step,
+            "watermark_ms": trainer.watermark_ms,
+            "events_trained": trainer.events_trained,
+            "index_epoch": self.refresher.epoch,
+            "config": self.config(),
+            "metrics": self.evaluator.metrics(),
+            **manifest,
+        }
+        parts = {
+            **trainer.state(),
+            "index": self.refresher.state(),
+            "evaluation": self.evaluator.state(),
+        }
+        tables = {"names": trainer.items.names_table()}
+        name = name or f"step-{trainer.step:06d}"
+        return write_checkpoint(root, name, parts, tables, Manifest(**fields))
