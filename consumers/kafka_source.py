@@ -73,7 +73,7 @@ class KafkaSource:
         item_schema: how items are read; None leaves the item topic alone.
         user_schema: how users are read; None leaves the user topic alone.
         batch_size: rows of an event batch.
-        dead_letters: takes what cannot be used; flushed before the batch that counts it is handed out.
+        dead_letters: takes what cannot be used, closed with the source; flushed before the batch that counts it is handed out.
         stop_at_end: finish at the end offsets seen at ``open``.
         stop_when: finish at the end offsets seen when this first returns True.
         now_ms: our clock, for the bound on event times in the future.
@@ -144,6 +144,7 @@ class KafkaSource:
 
     def close(self) -> None:
         self._prefetch.close()
+        self._dead_letters.close()
 
     def _partitions(self, consumer: KafkaConsumer, positions: Positions) -> list[_Partition]:
         """Catalogue partitions first, at the positions saved or at the beginning."""

@@ -40,14 +40,14 @@ class Backlog:
                 last, changed_at = read, now
             if now - changed_at > self._max_stall_s:
                 raise BrokerError(
-                    f"the reader has been {published - read} rows behind for {self._max_stall_s:.0f} s without "
-                    "a change. Is it still running? Raise `max_lead` to publish regardless"
+                    f"the reader has been {published - read} rows behind for {self._max_stall_s:.0f} s "
+                    "without a change. Is it still running? Raise `max_lead` to publish regardless"
                 )
             time.sleep(_WAIT_S)
 
 
 class Pace:
-    """Waits so that rows go out at ``rate`` events a second, or ``speed`` times as fast as their own clock."""
+    """Lets rows go out at ``rate`` events a second, or ``speed`` times as fast as their own clock."""
 
     def __init__(self, rate: float | None, speed: float | None) -> None:
         self._rate, self._speed = rate, speed

@@ -116,6 +116,7 @@ class ParquetSource:
 
     def close(self) -> None:
         self._prefetch.close()
+        self._dead_letters.close()
 
     def _read(self) -> None:
         for file, schema in self._entities:

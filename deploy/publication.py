@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 Picture = bytes | Callable[[], bytes]
 """A PNG, or what draws it: drawing takes tens of milliseconds that a training thread should not spend."""
 
+CHECKPOINT_TAG = "checkpoint"
 OFFSETS_FILE = "offsets.json"
 # MLflow takes longer values, but cuts some of them off without a word.
 MAX_TAG = 5_000
@@ -65,7 +66,7 @@ class Publication:
             StateError: the checkpoint has no intact manifest.
         """
         manifest = _manifest(checkpoint)
-        window = manifest.config.get("evaluation", {}).get("window", math.nan)
+        window = manifest.config.get("learner", {}).get("evaluation", {}).get("window", math.nan)
         merged = {**manifest.metrics, WINDOW_METRIC: float(window), **metrics}
         finite = {name: value for name, value in merged.items() if math.isfinite(value)}
         return cls(checkpoint, manifest, pictures, finite, tags)
@@ -171,21 +172,28 @@ class Run:
 
     def _version_tags(self, publication: Publication) -> dict[str, str]:
         manifest = publication.manifest
-        parent = manifest.model_version if self._last_number is None else str(self._last_number)
+        parent = self._parent_number(manifest)
         return {
-            "checkpoint": publication.checkpoint.name,
+            CHECKPOINT_TAG: publication.checkpoint.name,
             "data.watermark": _iso(manifest.watermark_ms),
             "kafka.offsets": offsets_tag(manifest.positions),
             "index.epoch": str(manifest.index_epoch),
             "step": str(manifest.step),
             "events.trained": str(manifest.events_trained),
-            **({"parent.version": parent} if parent else {}),
+            **({} if parent is None else {"parent.version": str(parent)}),
             **{f"{METRIC_TAG}{name}": f"{value:.6g}" for name, value in publication.metrics.items()},
             **publication.tags,
         }
 
+    def _parent_number(self, manifest: Manifest) -> int | None:
+        """The version before: of this life, or the one made of the checkpoint that this life went on from."""
+        if self._last_number is not None or manifest.parent is None:
+            return self._last_number
+        same = [v.number for v in self.registry.versions() if v.tags.get(CHECKPOINT_TAG) == manifest.parent]
+        return max(same, default=None)
+
     def _doing(self, what: str) -> Any:
-        return mlflow_errors(what, self.registry.config.tracking_uri)
+        return mlflow_errors(what, self.registry.tracking_uri)
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -53,8 +53,9 @@ class RegistryConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tracking_uri: str = Field(
-        min_length=1, description="MLflow server (http://...) or database (sqlite:///...)"
+    tracking_uri: str | None = Field(
+        default=None,
+        description="MLflow server (http://...) or database (sqlite:///...); else MLflow's own setting",
     )
     registry_uri: str | None = Field(
         default=None, description="Where models are registered; tracking_uri if left out"
@@ -62,16 +63,10 @@ class RegistryConfig(BaseModel):
     experiment_name: str = Field(default="hsnn", min_length=1, description="Experiment of the daemon's runs")
     model_name: str = Field(default="hsnn", min_length=1, description="Registered model")
     artifact_location: str | None = Field(
-        default=None, description="Artifact root given to a new experiment; an MLflow server knows its own"
+        default=None,
+        description="Artifact root of a new experiment; else the server's own, or mlartifacts beside a SQLite "
+        "file",
     )
-
-    @classmethod
-    def under(cls, home: Path) -> RegistryConfig:
-        """A store of our own: a SQLite file and a folder of artifacts in ``home``."""
-        home = home.resolve()
-        return cls(
-            tracking_uri=f"sqlite:///{home / 'mlflow.db'}", artifact_location=(home / "mlartifacts").as_uri()
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,31 +106,39 @@ class Registry:
 
     def __init__(self, config: RegistryConfig) -> None:
         self.config = config
+        self.tracking_uri = config.tracking_uri or mlflow.get_tracking_uri()
         self._client: MlflowClient | None = None
 
     @property
     def client(self) -> MlflowClient:
         """MLflow's client; made when first asked for, since a new database takes seconds to set up."""
         if self._client is None:
-            _make_parent_of_sqlite(self.config.tracking_uri)
-            registry_uri = self.config.registry_uri or self.config.tracking_uri
-            with mlflow_errors("open the store", self.config.tracking_uri):
-                self._client = MlflowClient(self.config.tracking_uri, registry_uri)
+            with self._doing("open the store"):
+                if (folder := _folder_of_sqlite(self.tracking_uri)) is not None:
+                    folder.mkdir(parents=True, exist_ok=True)
+                self._client = MlflowClient(self.tracking_uri, self.config.registry_uri or self.tracking_uri)
         return self._client
 
     def experiment_id(self) -> str:
         """Id of the experiment, which is made if it does not exist."""
-        name, location = self.config.experiment_name, self.config.artifact_location
+        name = self.config.experiment_name
         with self._doing(f"open experiment {name!r}"):
             found = self.client.get_experiment_by_name(name)
             if found is None:
-                return str(self.client.create_experiment(name, artifact_location=location))
+                return str(self.client.create_experiment(name, artifact_location=self._artifact_location()))
         if found.lifecycle_stage != "active":
             raise RegistryError(
                 f"experiment {name!r} was deleted in MLflow; restore it with `mlflow experiments restore "
                 f"--experiment-id {found.experiment_id}`, or choose another experiment_name"
             )
         return str(found.experiment_id)
+
+    def _artifact_location(self) -> str | None:
+        """Left to itself MLflow would put the artifacts of a SQLite store into the current directory."""
+        folder = _folder_of_sqlite(self.tracking_uri)
+        if self.config.artifact_location or folder is None:
+            return self.config.artifact_location
+        return (folder.resolve() / "mlartifacts").as_uri()
 
     # -- reading -----------------------------------------------------------------------------------------
 
@@ -191,7 +194,7 @@ class Registry:
             if made:
                 return _version(made[0], self._aliases())
             # The SQL store looks the logged model up at the process-wide address, whatever the client's is.
-            mlflow.set_tracking_uri(self.config.tracking_uri)
+            mlflow.set_tracking_uri(self.tracking_uri)
             new = self.client.create_model_version(
                 name, source, run_id, tags=dict(tags), description=description, model_id=model_id
             )
@@ -234,7 +237,7 @@ class Registry:
                 self.client.set_model_version_tag(self.config.model_name, str(number), key, value)
 
     def _doing(self, what: str) -> Any:
-        return mlflow_errors(what, self.config.tracking_uri)
+        return mlflow_errors(what, self.tracking_uri)
 
 
 def decide(candidate: Mapping[str, float], champion: Mapping[str, float] | None) -> Decision:
@@ -316,9 +319,8 @@ def _without_password(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//***@", uri)
 
 
-def _make_parent_of_sqlite(uri: str) -> None:
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+def _folder_of_sqlite(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else None
 
 
 def _version(found: Any, aliases: Mapping[str, int]) -> Version:

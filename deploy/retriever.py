@@ -18,18 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from consumers import columns as c
-from consumers.errors import CheckpointError, DataError, RegistryError
+from consumers.errors import DataError, RegistryError
 from consumers.hashing import hash_text
 from consumers.schema import Feature
 from index_refresh.beam_search import NO_ITEM, SearchResult, search
-from index_refresh.evaluation import EvaluationConfig, Evaluator
-from index_refresh.refresher import RefreshConfig, Refresher
+from index_refresh.learner import Learner
 from trainers.checkpoint import Checkpoint, Manifest, read_checkpoint
-from trainers.trainer import FeatureSets, OnlineTrainer, TrainerConfig, UserRequest
+from trainers.trainer import UserRequest
 
 Id = int | str
 Int64s = npt.NDArray[np.int64]
@@ -62,11 +60,11 @@ class Retriever:
         manifest = checkpoint.manifest
         self.manifest: Manifest = manifest
         self.model_version = model_version or manifest.model_version or checkpoint.name
-        trainer, refresher, evaluation = _rebuild(checkpoint)
-        self._trainer = trainer
-        self._evaluator = Evaluator(evaluation, trainer, refresher)
-        self._index = refresher.view()
-        self._names = _names(checkpoint)
+        # Optimizer moments are as large as the networks, and nobody learns here.
+        learner = Learner.restore(replace(checkpoint, parts={**checkpoint.parts, "optimizer": {}}))
+        self._trainer = learner.trainer
+        self._evaluator = learner.evaluator
+        self._index = learner.refresher.view()
 
     @classmethod
     def load(cls, source: str | Path, tracking_uri: str | None = None) -> Retriever:
@@ -175,13 +173,14 @@ class Retriever:
         return history_BN
 
     def _in_callers_ids(self, users: Sequence[Id], rows_B: Tensor, found: SearchResult) -> list[Answer]:
+        names = self._trainer.items.names
         item_ids_Bk = self._trainer.items.ids.ids_of(found.rows_Bk.numpy())
         filled_Bk = (found.scores_Bk > NO_ITEM / 2).numpy()
         lists = zip(users, rows_B, item_ids_Bk, found.scores_Bk.numpy(), filled_Bk, strict=True)
         return [
             Answer(
                 user=user,
-                items=[self._names.get(item, item) for item in items[filled].tolist()],
+                items=[names.get(item, item) for item in items[filled].tolist()],
                 scores=scores[filled].tolist(),
                 known=bool(row > 0),
                 version=self.model_version,
@@ -189,33 +188,6 @@ class Retriever:
             )
             for user, row, items, scores, filled in lists
         ]
-
-
-def _rebuild(checkpoint: Checkpoint) -> tuple[OnlineTrainer, Refresher, EvaluationConfig]:
-    config = checkpoint.manifest.config
-    try:
-        features = {
-            of: tuple(map(Feature.model_validate, declared)) for of, declared in config["features"].items()
-        }
-        trainer = OnlineTrainer(TrainerConfig.model_validate(config["trainer"]), FeatureSets(**features))
-        refresher = Refresher(RefreshConfig.model_validate(config["refresh"]), trainer)
-        evaluation = EvaluationConfig.model_validate(config["evaluation"])
-        # Optimizer moments are as large as the networks, and nobody learns here.
-        trainer.load({**checkpoint.parts, "optimizer": {}})
-        refresher.load(checkpoint.parts["index"])
-    except (KeyError, ValidationError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{checkpoint.path}: its config or state is not of this program: {error}; "
-            "use the hsnn-pipeline that wrote it"
-        ) from error
-    return trainer, refresher, evaluation
-
-
-def _names(checkpoint: Checkpoint) -> dict[int, str]:
-    table = checkpoint.tables.get("names")
-    if table is None:
-        return {}
-    return dict(zip(table[c.ITEM_ID].to_pylist(), table["name"].to_pylist(), strict=True))
 
 
 def _id_array(ids: Iterable[Any], argument: str) -> Int64s:

@@ -70,7 +70,7 @@ class Evaluator:
         self._credit = 0.0
         positive = torch.from_numpy(batch.table.column(c.LABEL).to_numpy().copy()) > 0
         rows = torch.nonzero(positive).squeeze(1)
-        picked = rows[torch.linspace(0, len(rows) - 1, count).long().unique()] if len(rows) else rows
+        picked = rows[torch.unique(torch.linspace(0, len(rows) - 1, count).long())] if len(rows) else rows
         if len(picked) and self._trainer.step > 0:
             self._keep(self._answer(batch, picked))
 

@@ -20,7 +20,6 @@ from trainers.entities import BIAS, VECTOR
 from trainers.hsnn import ItemSide
 from trainers.trainer import OnlineTrainer
 
-
 COUNTED = ("placed", "moved", "removed", "expired", "revived")
 
 

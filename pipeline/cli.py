@@ -54,9 +54,11 @@ def _setup(
     level = logging.getLevelNamesMapping().get(log_level.upper())
     if level is None:
         raise typer.BadParameter(f"{log_level} is not a log level", param_hint="--log-level")
-    logging.basicConfig(
-        level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=level, format=form, stream=sys.stderr)
+    # kafka-python logs an error for every connection of a broker that goes away; what it means for the run
+    # is said once, by our own errors.
+    logging.getLogger("kafka").setLevel(level if level < logging.WARNING else logging.CRITICAL)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from typing import Any
 from consumers.batch import EventBatch
 from consumers.errors import TooManyRejects
 from consumers.source import Batch, Source
-from deploy.publisher import Picture
+from deploy.publication import Picture
 from index_refresh.learner import Learner
 from pipeline.checkpointer import Checkpointer, Written
 from pipeline.config import Settings

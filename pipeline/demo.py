@@ -1,4 +1,4 @@
-"""``hsnn demo``: broker, producer, daemon and MLflow UI on one machine, from nothing, with nothing left running.
+"""``hsnn demo``: broker, producer, daemon and MLflow UI on one machine; nothing is left running.
 
 The producer is a process of its own, as it would be in life, and the embedded broker keeps all of its state
 in memory. So the producer's lead over the trainer is bounded, and records behind a checkpoint are deleted.
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from consumers.schema import EventSchema
 from pipeline.brokers import Broker, BrokerKind, EmbeddedBroker, choose_broker, free_port
 from pipeline.checkpointer import Written
 from pipeline.config import Settings, load_settings
-from pipeline.daemon import Daemon, Summary
+from pipeline.daemon import Summary
 from pipeline.infer import infer_settings
 from pipeline.producing import make_topics
 from pipeline.running import build_daemon, kafka_source, on_signals
@@ -112,16 +112,19 @@ def _train(
     events = settings.events.on_wire() if options.data else EventSchema(context=settings.events.context)
     stop_when = producer.is_done if options.exit_when_done or options.data else None
     source = kafka_source(settings, events, stop_when=stop_when)
-    clean = _deleter(settings) if isinstance(broker, EmbeddedBroker) else None
-    daemon = build_daemon(settings, source, resume=False, after_checkpoint=clean)
-    with on_signals(daemon.stop), LiveTable(settings.status_file, producer, ui, quiet=options.as_json):
+    with ExitStack() as stack:
+        clean = stack.enter_context(deleter(settings)) if isinstance(broker, EmbeddedBroker) else None
+        daemon = build_daemon(settings, source, resume=False, after_checkpoint=clean)
+        stack.enter_context(on_signals(daemon.stop))
+        stack.enter_context(LiveTable(settings.status_file, producer, ui, quiet=options.as_json))
         summary = daemon.run()
     if options.data is None and not options.exit_when_done:
         producer.stop()
     return summary, daemon.learner.metrics()
 
 
-def _deleter(settings: Settings) -> Any:
+@contextmanager
+def deleter(settings: Settings) -> Iterator[Callable[[Written], None]]:
     """Deletes the event records behind each checkpoint: the embedded broker must never hold much."""
     admin = KafkaAdminClient(**settings.kafka.connection())
     topic = settings.kafka.event_topic
@@ -137,7 +140,10 @@ def _deleter(settings: Settings) -> Any:
         except KafkaError as error:
             log.warning("records behind the checkpoint could not be deleted: %r", error)
 
-    return delete
+    try:
+        yield delete
+    finally:
+        admin.close()
 
 
 def _report(

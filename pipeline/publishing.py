@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from index_refresh.pictures import index_history_picture, occupancy_picture, recall_picture
+
 from consumers.errors import RegistryError
-from deploy.publisher import Picture, Publisher
+from deploy.publication import Picture
+from deploy.publisher import Publisher
 from deploy.registry import Registry
 from index_refresh.learner import Learner
-from index_refresh.pictures import index_history_picture, occupancy_picture, recall_picture
 from pipeline.config import Settings
 
 log = logging.getLogger(__name__)
@@ -23,7 +25,7 @@ _MAX_HISTORY = 500
 
 
 class Versions:
-    """What the daemon asks of the registry. Nothing here waits for MLflow but ``start`` never and ``close``."""
+    """What the daemon asks of the registry. Only ``champion`` and ``close`` wait for MLflow."""
 
     def __init__(self, settings: Settings, trigger: str) -> None:
         self._settings = settings

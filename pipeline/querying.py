@@ -26,7 +26,7 @@ def answer(settings: Settings, users: list[str], k: int, version: str) -> list[d
 
 
 def _id_of(text: str) -> Id:
-    """An integer id where the text is one; ids of strings that look like integers are integers on the wire."""
+    """An integer where the text is one: ids that look like integers are integers on the wire."""
     return int(text) if text.lstrip("-").isdigit() else text
 
 

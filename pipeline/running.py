@@ -1,4 +1,4 @@
-"""Builds a daemon from settings: state, source and versions, as ``run``, ``replay`` and ``demo`` need them."""
+"""Builds a daemon from settings: state, source and versions, for ``run``, ``replay`` and ``demo``."""
 
 from __future__ import annotations
 

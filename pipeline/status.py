@@ -27,7 +27,8 @@ class RateMeter:
         self._marks.append((now, count))
         while len(self._marks) > 2 and now - self._marks[0][0] > self.seconds:
             self._marks.popleft()
-        (then, before), elapsed = self._marks[0], now - self._marks[0][0]
+        then, before = self._marks[0]
+        elapsed = now - then
         return (count - before) / elapsed if elapsed > 0 else 0.0
 
 

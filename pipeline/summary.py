@@ -41,21 +41,14 @@ def print_summary(summary: Summary) -> None:
 
 def print_demo(report: dict[str, Any], home: Path) -> None:
     """The summary of a demo, and what to try next."""
-    events, index = report["events"], report["index"]
+    events, index, seconds = report["events"], report["index"], report["training_seconds"]
     rows = [
-        (
-            "events",
-            f"{events['produced']:,} produced = {events['trained']:,} trained + {events['rejected']:,} rejected",
-        ),
-        (
-            "training",
-            f"{report['training_seconds']:,.1f} s, {events['trained'] / report['training_seconds']:,.0f} events/s",
-        ),
+        ("produced", f"{events['produced']:,}"),
+        ("trained + rejected", f"{events['trained']:,} + {events['rejected']:,}"),
+        ("training", f"{seconds:,.1f} s, {events['trained'] / seconds:,.0f} events/s"),
         *_recall(report["metrics"]),
-        (
-            "index",
-            f"{index['items']:,} items, {index['nodes_used']} of {index['nodes']} nodes, {index['moved']:,} moves",
-        ),
+        ("items", f"{index['items']:,}, {index['moved']:,} moves between nodes"),
+        ("nodes used", f"{index['nodes_used']} of {index['nodes']}"),
         ("versions", ", ".join(map(str, report["versions"])) or "none"),
         ("champion", str(report["champion"])),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,13 @@ import pyarrow as pa
 
 from consumers import columns as c
 from consumers.batch import EventBatch, Position
-from consumers.hashing import hash_all
 from consumers.schema import EventSchema, Feature, FeatureKind
-from index_refresh.evaluation import EvaluationConfig, Evaluator
-from index_refresh.refresher import RefreshConfig, Refresher
-from trainers.checkpoint import Manifest, write_checkpoint
+from index_refresh.evaluation import EvaluationConfig
+from index_refresh.learner import Learner, LearnerConfig
+from trainers.checkpoint import write_checkpoint
 from trainers.codebook import CodebookConfig
 from trainers.hsnn import HSNNConfig
-from trainers.trainer import FeatureSets, OnlineTrainer, TrainerConfig
+from trainers.trainer import TrainerConfig
 
 START_MS = 1_700_000_000_000
 NUM_USERS, NUM_ITEMS = 30, 80
@@ -38,7 +37,6 @@ TRAINER = TrainerConfig(
     popularity_half_lives=(200.0, 2_000.0),
     model=HSNNConfig(dim=8, codebook=CodebookConfig(num_nodes=4, start_after_steps=1, start_after_items=2)),
 )
-REFRESH = RefreshConfig()
 EVALUATION = EvaluationConfig(k=10, budget=0.5, scores_per_event=5_000.0, window=256)
 
 
@@ -54,9 +52,9 @@ class TinyWorld:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.trainer = OnlineTrainer(TRAINER, FeatureSets(context=tuple(self.context)))
-        self.refresher = Refresher(REFRESH, self.trainer)
-        self.evaluator = Evaluator(EVALUATION, self.trainer, self.refresher)
+        self.learner = Learner(
+            LearnerConfig(trainer=TRAINER, evaluation=EVALUATION, context_features=tuple(self.context))
+        )
         self._random = np.random.default_rng(self.seed)
 
     def user(self, number: int) -> int | str:
@@ -67,17 +65,13 @@ class TinyWorld:
 
     def train(self, steps: int = 4) -> TinyWorld:
         for _ in range(steps):
-            batch = self._batch(TRAINER.batch_size)
-            self.evaluator.answer(batch)
-            report = self.trainer.learn(batch)
-            self.refresher.arrive(report.new_rows)
-            self.refresher.after_step(report.touched_rows)
+            self.learner.learn(self._batch(TRAINER.batch_size))
         return self
 
     def _batch(self, size: int) -> EventBatch:
         users = self._random.integers(1, NUM_USERS + 1, size)
         items = 1 + 2 * self._random.integers(0, NUM_ITEMS // 2, size) + users % 2
-        first = self.trainer.events_trained
+        first = self.learner.trainer.events_trained
         raw: dict[str, Any] = {
             c.USER_ID: [self.user(n) for n in users.tolist()],
             c.ITEM_ID: [self.item(n) for n in items.tolist()],
@@ -91,42 +85,9 @@ class TinyWorld:
         read = EventSchema(context=tuple(self.context)).normalise(pa.table(raw), START_MS * 2)
         return EventBatch(read.rows, {"events:0": Position(first + size)}, names=read.names)
 
-    def hashed_items(self) -> dict[int, str]:
-        """Item names by hash, for checks of what a checkpoint says."""
-        names = [f"item-{n}" for n in range(1, NUM_ITEMS + 1)]
-        return dict(zip(hash_all(names).tolist(), names, strict=True))
-
-    def config(self) -> dict[str, Any]:
-        features = {
-            "item": [],
-            "user": [],
-            "context": [feature.model_dump(mode="json") for feature in self.context],
-        }
-        return {
-            "trainer": TRAINER.model_dump(mode="json"),
-            "refresh": REFRESH.model_dump(mode="json"),
-            "evaluation": EVALUATION.model_dump(mode="json"),
-            "features": features,
-        }
-
     def checkpoint(self, root: Path, name: str = "", **manifest: Any) -> Path:
         """Write the state of now; ``manifest`` replaces fields of the manifest."""
-        trainer = self.trainer
-        fields: dict[str, Any] = {
-            "positions": {"events:0": Position(trainer.events_trained)},
-            "step": trainer.step,
-            "watermark_ms": trainer.watermark_ms,
-            "events_trained": trainer.events_trained,
-            "index_epoch": self.refresher.epoch,
-            "config": self.config(),
-            "metrics": self.evaluator.metrics(),
-            **manifest,
-        }
-        parts = {
-            **trainer.state(),
-            "index": self.refresher.state(),
-            "evaluation": self.evaluator.state(),
-        }
-        tables = {"names": trainer.items.names_table()}
-        name = name or f"step-{trainer.step:06d}"
-        return write_checkpoint(root, name, parts, tables, Manifest(**fields))
+        learner = self.learner
+        name = name or f"step-{learner.trainer.step:06d}"
+        described = replace(learner.manifest({}), **manifest)
+        return write_checkpoint(root, name, learner.parts(), learner.tables(), described)

@@ -143,7 +143,7 @@ def _mean_per_feature(step: StepRows, slots_NS: Tensor, widths: list[int]) -> li
     """Mean embedding of each feature's values, a list of [N, D]; zero where a row has none."""
     (index_NS,) = step.indices
     pooled = []
-    for slots, index in zip(slots_NS.split(widths, 1), index_NS.split(widths, 1), strict=True):
+    for slots, index in zip(torch.split(slots_NS, widths, 1), torch.split(index_NS, widths, 1), strict=True):
         present = (slots != 0).to(step.leaf_ND.dtype)
         weights = present / present.sum(1, keepdim=True).clamp_min(1)
         bag = functional.embedding_bag(index, step.leaf_ND, mode="sum", per_sample_weights=weights)

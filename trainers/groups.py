@@ -23,4 +23,5 @@ def ragged_ranges(starts: Int64s, lengths: Int64s) -> Int64s:
     """Concatenation of ``arange(start, start + length)`` for each pair."""
     total = int(lengths.sum())
     firsts = np.cumsum(lengths) - lengths
-    return np.arange(total) + np.repeat(starts - firsts, lengths)
+    ranges: Int64s = np.arange(total) + np.repeat(starts - firsts, lengths)
+    return ranges

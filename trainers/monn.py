@@ -78,4 +78,4 @@ class MoNN(nn.Module):
         self.overarch = OverArch(user.num_embeddings, num_candidate, dim, overarch_hidden)
 
     def user_queries(self, user_BF: Tensor) -> UserQueries:
-        return self.overarch.fold(self.user_tower(user_BF))  # type: ignore[no-any-return]
+        return self.overarch.fold(self.user_tower(user_BF))

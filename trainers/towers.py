@@ -9,7 +9,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-
 # Scale of a tower's last weights at the start: dot products begin near zero, so that the first answers are
 # those of popularity rather than noise.
 QUIET_START = 0.3
@@ -55,11 +54,10 @@ class TowerNetwork(nn.Module):
         )
         self.cross = LowRankCross(in_dim, config.cross_rank, out_dim) if config.cross_rank else None
         with torch.no_grad():
-            for layer in (self.linear, self.mlp[-1]):
-                layer.weight.mul_(QUIET_START)
-                layer.bias.mul_(QUIET_START)
-            if self.cross is not None:
-                self.cross.out.weight.mul_(QUIET_START)
+            last = [self.linear.weight, self.linear.bias, *self.mlp[-1].parameters()]
+            last += [] if self.cross is None else [self.cross.out.weight]
+            for parameter in last:
+                parameter.mul_(QUIET_START)
 
     def forward(self, x_NF: Tensor) -> Tensor:
         out: Tensor = self.linear(x_NF) + self.mlp(x_NF)

@@ -6,6 +6,7 @@ Shapes: B events, P positive events, C candidates, K nodes, V item vector, F tow
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -141,7 +142,10 @@ class OnlineTrainer:
         calibration = list(self.model.calibration.parameters())
         rest = [p for name, p in self.model.named_parameters() if not name.startswith("calibration")]
         rate = self.config.learning_rate
-        groups = [{"params": rest}, {"params": calibration, "lr": CALIBRATION_SPEED * rate}]
+        groups: list[dict[str, Any]] = [
+            {"params": rest},
+            {"params": calibration, "lr": CALIBRATION_SPEED * rate},
+        ]
         return torch.optim.Adam(groups, lr=rate, foreach=True)
 
     # -- catalogue -------------------------------------------------------------------------------------
@@ -167,7 +171,7 @@ class OnlineTrainer:
     # -- the two sides of a score ----------------------------------------------------------------------
 
     def request(self, table: pa.RecordBatch, learn: bool = False) -> UserRequest:
-        """The users of a batch of events, each as known just before its event. Unknown users read as row 0."""
+        """Users of a batch of events, each as known just before its event; unknown ones read as row 0."""
         rows = self.users.find(table.column(c.USER_ID).to_numpy())
         times_ms = table.column(c.EVENT_TIME).to_numpy()
         history_BN = self.users.history.read_before(
@@ -367,7 +371,7 @@ class _Step:
         item_loss, node_loss, regularizers, click_logits = self._losses(users, items)
         trainer = self.trainer
         trainer.optimizer.zero_grad(set_to_none=True)
-        (item_loss + node_loss + regularizers).backward()
+        torch.autograd.backward(item_loss + node_loss + regularizers)
         trainer.optimizer.step()
         for rows in embedded:
             rows.apply_adagrad(trainer.config.embedding_learning_rate)
@@ -410,13 +414,13 @@ class _Step:
         return item_loss + click_loss, node_loss, regularizers, click_logits_B
 
     def _index(self, users: UserSide, items: ItemSide) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Node logits [B, K], affinities [C, K], and reconstruction plus balance. Nothing before the start."""
+        """Node logits [B, K], affinities [C, K], reconstruction plus balance; nothing before the start."""
         trainer, codebook = self.trainer, self.trainer.model.codebook
         if not codebook.is_started:
             return None, torch.empty(0), torch.zeros(())
         z_CD = trainer.model.index_vectors(items.vectors_CV)
         affinity_CK = codebook.soft_assignment(z_CD, trainer.step)
-        # Balance and reconstruction act on uniformly drawn items: weighted by events, rare ones would pile up.
+        # Both act on uniformly drawn items: weighted by events, rare ones would pile up.
         drawn_CK = affinity_CK[self.drawn_index]
         gap = (z_CD[self.drawn_index] - codebook.pseudo_items(drawn_CK)).square().sum(1).mean()
         config = codebook.config
