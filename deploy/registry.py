@@ -26,11 +26,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.errors import RegistryError
 
-# Progress bars have no place in a daemon's log, and our own retries come on top of MLflow's, which by default
-# go on for minutes before anybody hears of them. MLflow reads both when it needs them.
+# Progress bars have no place in a daemon's log, nor links on its standard output, which carries JSON. And our
+# own retries come on top of MLflow's, which by default go on for minutes before anybody hears of them. MLflow
+# reads all three when it needs them.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-for _chatty in ("mlflow.pyfunc", "mlflow.store.db.utils", "alembic"):
+for _chatty in ("mlflow.pyfunc", "mlflow.store", "alembic"):
     logging.getLogger(_chatty).setLevel(logging.WARNING)
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -64,8 +66,8 @@ class RegistryConfig(BaseModel):
     model_name: str = Field(default="hsnn", min_length=1, description="Registered model")
     artifact_location: str | None = Field(
         default=None,
-        description="Artifact root of a new experiment; else the server's own, or mlartifacts beside a SQLite "
-        "file",
+        description="Artifact root of a new experiment; else the server's own, or mlartifacts beside a "
+        "SQLite file",
     )
 
 
@@ -299,9 +301,8 @@ def mlflow_errors(doing: str, uri: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RegistryError(
-            f"MLflow at {_without_password(uri)} could not {doing}: {first_line}; {_remedy(error)}"
-        ) from error
+        message = f"MLflow at {uri} could not {doing}: {first_line}; {_remedy(error)}"
+        raise RegistryError(_without_passwords(message)) from error
 
 
 def _remedy(error: Exception) -> str:
@@ -315,8 +316,9 @@ def _remedy(error: Exception) -> str:
     return "see that the server runs and the address is right (`hsnn doctor` checks it)"
 
 
-def _without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+def _without_passwords(message: str) -> str:
+    """Addresses in our message, and in MLflow's within it, without their user and password."""
+    return re.sub(r"//[^/@\s]*@", "//***@", message)
 
 
 def _folder_of_sqlite(uri: str) -> Path | None:

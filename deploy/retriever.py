@@ -34,6 +34,8 @@ Int64s = npt.NDArray[np.int64]
 
 ARTIFACT = "checkpoint"
 """Name of the checkpoint among a version's artifacts."""
+# What MLflow calls the parts of a model's folder.
+MLMODEL, ARTIFACTS = "MLmodel", "artifacts"
 # Bounds the memory of one search: every user brings a list of candidates of its own.
 USERS_AT_ONCE = 256
 _MODELS_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>\d+))")
@@ -239,9 +241,18 @@ def _fetched(uri: str, tracking_uri: str | None) -> Iterator[tuple[Path, str]]:
             location = client.get_model_version_download_uri(name, number)
             path = _local_path(location)
             if path is None:
-                fetched = mlflow.artifacts.download_artifacts(location, dst_path=folder, tracking_uri=store)
-                path = Path(fetched)
+                path = _download(location, Path(folder), store)
         yield checkpoint_of_model(path), number
+
+
+def _download(location: str, folder: Path, store: str) -> Path:
+    """A version's description and its checkpoint. Its code is left where it is: ours runs, and every file
+    costs a request."""
+    import mlflow
+
+    for part in (MLMODEL, ARTIFACTS):
+        mlflow.artifacts.download_artifacts(f"{location}/{part}", dst_path=str(folder), tracking_uri=store)
+    return folder
 
 
 def _resolve(client: Any, uri: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -146,5 +147,7 @@ class Learner:
 
 
 def _owned(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that share no memory with live state."""
-    return {name: tensor.detach().clone() for name, tensor in part.items()}
+    """Tensors that share no memory with live state, laid out afresh: ``clone`` may keep a stride of 0."""
+    return {
+        name: torch.empty_like(t, memory_format=torch.contiguous_format).copy_(t) for name, t in part.items()
+    }

@@ -22,6 +22,7 @@ from index_refresh.evaluation import EvaluationConfig
 from index_refresh.learner import LearnerConfig
 from index_refresh.refresher import RefreshConfig
 from pipeline.daemon_config import CadenceConfig
+from pipeline.http import HttpConfig
 from trainers.trainer import TrainerConfig
 
 PREFIX = "HSNN__"
@@ -61,6 +62,7 @@ class Settings(BaseModel):
     refresh: RefreshConfig = Field(default_factory=RefreshConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     cadence: CadenceConfig = Field(default_factory=CadenceConfig)
+    http: HttpConfig = Field(default_factory=HttpConfig)
     registry: RegistryConfig = Field(default_factory=RegistryConfig)
 
     @property

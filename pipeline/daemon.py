@@ -5,6 +5,7 @@
     checkpointer thread   copies of the state to disk, verified           pipeline/checkpointer.py
     publisher thread      versions to the MLflow registry, in order       deploy/publisher.py
     scheduler thread      raises flags, touches nothing                   pipeline/scheduler.py
+    http thread           health, metrics, status, from the last status   pipeline/http.py
 
 Order of safety: a checkpoint is durable, then it may become a version, then offsets are committed to Kafka
 (a hint for lag dashboards; ours are in the checkpoint).
@@ -26,6 +27,7 @@ from deploy.publication import Picture
 from index_refresh.learner import Learner
 from pipeline.checkpointer import Checkpointer, Written
 from pipeline.config import Settings
+from pipeline.http import HttpServer
 from pipeline.publishing import Versions
 from pipeline.scheduler import Cadences
 from pipeline.status import RateMeter, write_status
@@ -82,6 +84,9 @@ class Daemon:
         self._began = time.monotonic()
         self._checkpointed_at = self._published_at = learner.trainer.events_trained
         self._judged = (0, 0)
+        self._beat = time.monotonic()
+        self._last_status: dict[str, Any] = {}
+        self._http = HttpServer(settings.http, lambda: self._last_status, lambda: self._beat)
 
     def run(self) -> Summary:
         """Train until the source is finished or ``stop`` was called; leave a checkpoint and a version.
@@ -119,6 +124,7 @@ class Daemon:
     def _batches(self) -> Iterator[Batch | None]:
         """Batches as they come; None on an idle topic, so that the clock is kept."""
         while not self.stopping.is_set():
+            self._beat = time.monotonic()
             batch = self.source.next_batch(_POLL_S)
             if batch is None and self.source.finished:
                 return
@@ -196,6 +202,8 @@ class Daemon:
         self._checkpointer.start()
         self.versions.start()
         self._cadences.start()
+        self._http.start()
+        self._write_status()
 
     def _stop(self) -> None:
         """Leave clean: what waits is written and published, and the status says so."""
@@ -206,6 +214,7 @@ class Daemon:
             self.source.close()
             self.versions.close()
             self._write_status(running=False)
+            self._http.stop()
 
     def status(self, running: bool = True) -> dict[str, Any]:
         """A flat picture of now. Only the training thread may ask."""
@@ -228,4 +237,5 @@ class Daemon:
         }
 
     def _write_status(self, running: bool = True) -> None:
-        write_status(self.settings.status_file, self.status(running))
+        self._last_status = self.status(running)
+        write_status(self.settings.status_file, self._last_status)

@@ -21,6 +21,9 @@ class CadenceConfig(BaseModel):
     publish_every_s: float | None = Field(
         600.0, gt=0, description="Seconds between versions; null publishes by events alone"
     )
+    publish_timeout_s: float = Field(
+        120.0, gt=0, description="Longest wait for MLflow at the end of a life; what is left stays on disk"
+    )
     expire_every_s: float = Field(60.0, gt=0, description="Seconds between looks for idle items")
     status_every_s: float = Field(1.0, gt=0, description="Seconds between writes of the status file")
     max_rejected_share: float = Field(

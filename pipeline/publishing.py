@@ -18,8 +18,6 @@ from pipeline.config import Settings
 
 log = logging.getLogger(__name__)
 
-_CLOSE_S = 120.0
-"""Longest wait at the end for MLflow; what is left stays on disk as checkpoints."""
 _MAX_HISTORY = 500
 """Points of the pictures; older ones are thinned, so that a life of months still draws."""
 
@@ -95,4 +93,4 @@ class Versions:
     def close(self) -> None:
         """Publish what waits."""
         if self._publisher is not None:
-            self._publisher.close(_CLOSE_S)
+            self._publisher.close(self._settings.cadence.publish_timeout_s)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import orjson
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from consumers.schema import Feature
@@ -102,7 +102,7 @@ def _page(section: Section) -> str:
 
 def _docstring(model: type[BaseModel]) -> str:
     lines = (line.strip() for line in (model.__doc__ or "").strip().splitlines())
-    return "\n".join(lines)
+    return "\n".join(lines).replace("<", "\\<")
 
 
 def _row(section: Section, name: str, field: FieldInfo) -> str:
@@ -125,10 +125,10 @@ def _choices(field: FieldInfo) -> str:
 
 def _in_yaml(value: Any) -> str:
     """One line that YAML reads back as the value."""
-    if isinstance(value, str | Path | datetime | Enum):
-        return str(value.value if isinstance(value, Enum) else value)
-    if isinstance(value, SecretStr):
-        return "**********"
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, str | Path):
+        return str(value)
     return orjson.dumps(value).decode().replace(",", ", ").replace('":', '": ')
 
 

@@ -94,6 +94,12 @@ class Entities:
         self.rows[SEEN].index_add_(0, rows, torch.ones_like(rows))
         self.rows[LAST_SEEN][rows] = time_ms
 
+    def date_undated(self, time_ms: int) -> None:
+        """Let what came before the stream's first event have come at ``time_ms``."""
+        for name in (BORN, LAST_SEEN):
+            times = self.rows[name]
+            times[times == 0] = time_ms
+
     def live_rows(self) -> Int64s:
         return self.ids.live_rows()
 

@@ -272,7 +272,12 @@ class OnlineTrainer:
         self.items.met.add(events.item_rows_B, len(events))
         self.items.liked.add(liked, len(liked))
         self.users.history.append(events.request.rows_B[positive].numpy(), liked.numpy())
-        self.watermark_ms = max(self.watermark_ms, int(events.request.time_ms_B.max(initial=0)))
+        newest_ms = int(events.request.time_ms_B.max(initial=self.watermark_ms))
+        if not self.watermark_ms:
+            # A catalogue read before the first event would look abandoned since 1970, and expire at once.
+            self.items.date_undated(newest_ms)
+            self.users.date_undated(newest_ms)
+        self.watermark_ms = newest_ms
         self.items.saw(events.item_rows_B, self.watermark_ms)
         self.users.saw(events.request.rows_B, self.watermark_ms)
         self.step += 1
@@ -371,7 +376,10 @@ class _Step:
         item_loss, node_loss, regularizers, click_logits = self._losses(users, items)
         trainer = self.trainer
         trainer.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(item_loss + node_loss + regularizers)
+        loss = item_loss + node_loss + regularizers
+        # Before the codebook starts, a batch in which nothing was liked has nothing to teach.
+        if loss.requires_grad:
+            torch.autograd.backward(loss)
         trainer.optimizer.step()
         for rows in embedded:
             rows.apply_adagrad(trainer.config.embedding_learning_rate)

@@ -1,0 +1,140 @@
+"""The daemon on real files and a real MLflow store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lives import BATCH, differing_tensors, newest, small_settings, write_log
+
+from consumers.dead_letter import FileDeadLetters
+from consumers.errors import CheckpointError, TooManyRejects
+from consumers.parquet_source import ParquetSource
+from consumers.schema import EventSchema
+from consumers.testing import ScriptedSource
+from pipeline.config import Settings
+from pipeline.daemon import Daemon
+from pipeline.running import build_daemon, parquet_source
+from pipeline.status import read_status
+
+NUM_EVENTS = 1_500
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return write_log(tmp_path / "log", NUM_EVENTS)
+
+
+def daemon_on(log: Path, settings: Settings, resume: bool = True) -> Daemon:
+    return build_daemon(settings, parquet_source(settings, log, None, None), resume=resume)
+
+
+class StopsAfter(ParquetSource):
+    """A Parquet source that asks the daemon to stop after some batches, as SIGTERM would."""
+
+    daemon: Daemon
+    batches_left = 6
+
+    def next_batch(self, timeout_s: float):  # type: ignore[no-untyped-def]
+        batch = super().next_batch(timeout_s)
+        self.batches_left -= batch is not None
+        if self.batches_left == 0:
+            self.daemon.stop()
+        return batch
+
+
+def test_a_life_trains_everything_and_leaves_a_checkpoint_and_a_champion(
+    log: Path, tmp_path: Path, mlflow_uri: str
+) -> None:
+    settings = small_settings(tmp_path / "home", registry={"tracking_uri": mlflow_uri})
+    summary = daemon_on(log, settings).run()
+    assert (summary.trained, summary.rejected) == (NUM_EVENTS, {})
+    assert summary.versions == [1]
+    assert summary.champion == 1
+    manifest = newest(settings.home).manifest
+    assert manifest.events_trained == NUM_EVENTS
+    assert manifest.positions["events.parquet"].offset == NUM_EVENTS
+
+
+def test_the_status_file_tells_the_end_of_the_life(log: Path, tmp_path: Path, mlflow_uri: str) -> None:
+    settings = small_settings(tmp_path / "home", registry={"tracking_uri": mlflow_uri})
+    daemon_on(log, settings).run()
+    status = read_status(settings.status_file)
+    assert status["running"] is False
+    assert status["events_trained"] == NUM_EVENTS
+    assert status["versions"] == [1]
+    assert status["checkpoint"] == newest(settings.home).name
+
+
+def test_a_stopped_and_resumed_life_ends_in_the_bits_of_an_undisturbed_one(
+    log: Path, tmp_path: Path, mlflow_uri: str
+) -> None:
+    registry = {"tracking_uri": mlflow_uri}
+    undisturbed = small_settings(tmp_path / "undisturbed", registry=registry)
+    daemon_on(log, undisturbed).run()
+
+    settings = small_settings(tmp_path / "stopped", registry=registry)
+    source = StopsAfter(
+        log,
+        settings.events,
+        settings.items,
+        settings.users,
+        BATCH,
+        FileDeadLetters(tmp_path / "letters.jsonl"),
+    )
+    source.daemon = daemon = build_daemon(settings, source)
+    stopped = daemon.run()
+    assert 0 < stopped.trained < NUM_EVENTS
+    daemon_on(log, settings).run()
+
+    assert differing_tensors(newest(settings.home), newest(undisturbed.home)) == []
+
+
+def test_too_many_rejects_stop_the_daemon_and_the_last_checkpoint_stands(
+    log: Path, tmp_path: Path, mlflow_uri: str
+) -> None:
+    many = write_log(tmp_path / "bad", 12_000)
+    settings = small_settings(
+        tmp_path / "home",
+        registry={"tracking_uri": mlflow_uri},
+        events={"min_event_time": "2023-11-14T23:13:20Z"},
+        cadence={"checkpoint_every_events": 640, "publish_every_s": None, "max_rejected_share": 0.2},
+    )
+    with pytest.raises(TooManyRejects, match="event_time_out_of_range"):
+        daemon_on(many, settings).run()
+    assert newest(settings.home).manifest.events_trained > 0
+
+
+def test_a_registry_that_is_away_does_not_stop_training(log: Path, tmp_path: Path, free_port: int) -> None:
+    settings = small_settings(
+        tmp_path / "home",
+        registry={"tracking_uri": f"http://127.0.0.1:{free_port}"},
+        cadence={"checkpoint_every_events": 640, "publish_every_s": None, "publish_timeout_s": 1.0},
+    )
+    summary = daemon_on(log, settings).run()
+    assert summary.trained == NUM_EVENTS
+    assert summary.versions == []
+    status = read_status(settings.status_file)
+    assert status["versions_pending"] == 1
+    assert "MLflow" in status["publish_error"]
+
+
+def test_a_failing_source_ends_the_life_with_its_error(tmp_path: Path, mlflow_uri: str) -> None:
+    import pyarrow.parquet as pq
+
+    log = write_log(tmp_path / "log", 600)
+    settings = small_settings(tmp_path / "home", registry={"tracking_uri": mlflow_uri})
+    events = pq.read_table(log / "events.parquet")
+    source = ScriptedSource(EventSchema(), events, BATCH, fail_at=3, failure=OSError("the cable is cut"))
+    with pytest.raises(OSError, match="the cable is cut"):
+        build_daemon(settings, source).run()
+    assert source.closed
+
+
+def test_a_checkpoint_of_another_shape_is_refused_by_name(log: Path, tmp_path: Path, mlflow_uri: str) -> None:
+    home, registry = tmp_path / "home", {"tracking_uri": mlflow_uri}
+    daemon_on(log, small_settings(home, registry=registry)).run()
+    other = small_settings(home, registry=registry)
+    wider = other.model_copy(update={"trainer": other.trainer.model_copy(update={"embedding_dim": 16})})
+    with pytest.raises(CheckpointError, match="does not fit"):
+        daemon_on(log, wider)
