@@ -5,7 +5,6 @@ What is measured is what serves: the same search over the same cached vectors. S
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 
 import torch
@@ -50,8 +49,7 @@ class Evaluator:
         num_baselines = len(trainer.config.popularity_half_lives)
         width = 4 + num_baselines
         # One row an answered event: index hit, flat hit, share scored, is new, popularity hits by half-life.
-        self._window: deque[Tensor] = deque()
-        self._window_rows = 0
+        self._window = torch.zeros(0, width)
         self._totals = torch.zeros(width, dtype=torch.float64)
         self._answered = 0
         self.clicks = ClickWindow()
@@ -99,12 +97,9 @@ class Evaluator:
             yield _hits(index.live_rows[best_kL[:, half_life]].unsqueeze(0), wanted_B1)
 
     def _keep(self, answers: Tensor) -> None:
-        self._window.append(answers)
-        self._window_rows += len(answers)
+        self._window = torch.cat([self._window, answers])[-self.config.window :]
         self._totals += answers.double().sum(0)
         self._answered += len(answers)
-        while self._window_rows - len(self._window[0]) >= self.config.window:
-            self._window_rows -= len(self._window.popleft())
 
     def observe(self, report: StepReport) -> None:
         """Take in the click predictions that a step made before it learnt."""
@@ -120,7 +115,7 @@ class Evaluator:
         figures: dict[str, float] = {"answered": float(self._answered)}
         if not self._answered:
             return figures
-        window = torch.cat(list(self._window)).double().mean(0)
+        window = self._window.double().mean(0)
         for suffix, means in (("", window), ("_total", self._totals / self._answered)):
             figures[f"recall_{INDEX}{suffix}_at_{k}"] = float(means[0])
             figures[f"recall_{FLAT}{suffix}_at_{k}"] = float(means[1])
@@ -130,13 +125,11 @@ class Evaluator:
         return {**figures, **self.clicks.metrics()}
 
     def state(self) -> dict[str, Tensor]:
-        window = torch.cat(list(self._window)) if self._window else torch.zeros(0, len(self._totals))
         scalars = torch.tensor([self._credit, float(self._answered)], dtype=torch.float64)
-        return {"window": window, "totals": self._totals, "scalars": scalars, **self.clicks.state()}
+        return {"window": self._window, "totals": self._totals, "scalars": scalars, **self.clicks.state()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        self._window = deque([state["window"]] if len(state["window"]) else [])
-        self._window_rows = len(state["window"])
+        self._window = state["window"].clone()
         self._totals = state["totals"].clone()
         self._credit, answered = state["scalars"].tolist()
         self._answered = int(answered)

@@ -1,8 +1,9 @@
 """The members of every node, as growing blocks of one array: placing, moving and removing are O(1) an item.
 
 Shapes: N item rows, K nodes. A node's members are ``entries[starts[k] : starts[k] + sizes[k]]``, in no
-particular order. A full block moves to the end of the array with twice the room; the holes that this leaves
-behind are bounded, because the array is rewritten once they outgrow the members.
+particular order. A full block moves to the end of the array with twice the room. The holes that this leaves
+behind, and the room of nodes that were full once, are bounded: the array is rewritten once it outgrows the
+members.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ class LeafLists:
         needed = self.sizes + arriving
         for node in np.flatnonzero(needed > self.rooms):
             self._relocate(int(node), int(needed[node]))
-        if self._end > 4 * int(self.rooms.sum()) + 1024:
-            self._rewrite()
+        if self._end > 8 * int(needed.sum()) + 4 * FIRST_ROOM * self.num_nodes:
+            self._rewrite(needed)
 
     def _relocate(self, node: int, needed: int) -> None:
         room = max(2 * int(self.rooms[node]), needed + needed // 4)
@@ -120,7 +121,8 @@ class LeafLists:
         self._places[rows] = np.arange(start, start + len(rows))
         self.starts[node] = start
 
-    def _rewrite(self) -> None:
+    def _rewrite(self, needed: Int64s) -> None:
+        self.rooms = np.maximum(2 * needed, FIRST_ROOM)
         target = np.zeros(int(self.rooms.sum()), dtype=np.int64)
         start = 0
         for node in range(self.num_nodes):

@@ -138,9 +138,12 @@ class Refresher:
         live = self.trainer.items.live_rows()
         if not len(live):
             return live
-        take = np.arange(self._sweep_from, self._sweep_from + min(self.config.sweep_rows, len(live)))
-        self._sweep_from = int((take[-1] + 1) % len(live)) if len(take) else 0
-        return live[take % len(live)]
+        # The sweep goes on behind the last row it met, not at a place in a list that shifts as items leave.
+        first = np.searchsorted(live, self._sweep_from)
+        rows: Int64s = live[(first + np.arange(min(self.config.sweep_rows, len(live)))) % len(live)]
+        if len(rows):
+            self._sweep_from = int(rows[-1]) + 1
+        return rows
 
     def _observe(self) -> None:
         """Tell the codebook the real node sizes and each node's popularity per member."""

@@ -50,12 +50,19 @@ class TinyWorld:
     string_ids: bool = False
     context: Sequence[Feature] = ()
     seed: int = 0
+    index_after_steps: int = 1
 
     def __post_init__(self) -> None:
         self.learner = Learner(
-            LearnerConfig(trainer=TRAINER, evaluation=EVALUATION, context_features=tuple(self.context))
+            LearnerConfig(
+                trainer=self._trainer_config(), evaluation=EVALUATION, context_features=tuple(self.context)
+            )
         )
         self._random = np.random.default_rng(self.seed)
+
+    def _trainer_config(self) -> TrainerConfig:
+        codebook = TRAINER.model.codebook.model_copy(update={"start_after_steps": self.index_after_steps})
+        return TRAINER.model_copy(update={"model": TRAINER.model.model_copy(update={"codebook": codebook})})
 
     def user(self, number: int) -> int | str:
         return f"user-{number}" if self.string_ids else number

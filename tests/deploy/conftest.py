@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from deploy.registry import Registry, RegistryConfig
 from tests.worlds import CONTEXT, TinyWorld
-
-PublishModel = Callable[[], str]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from consumers.batch import Position
 from consumers.errors import StateError
-from deploy.publication import MAX_TAG, flattened, offsets_tag
+from deploy.publication import MAX_TAG, Picture, flattened, offsets_tag
 from deploy.publisher import Publisher, PublisherConfig
 from deploy.registry import (
     CHALLENGER,
@@ -55,7 +55,7 @@ def test_a_published_version_carries_everything(
     publisher = Publisher(
         registry, run_name="a life", run_config={"trainer": {"seed": 0}}, run_tags={"host": "here"}
     )
-    pictures = {"index.png": b"\x89PNG 1", "recall.png": lambda: b"\x89PNG 2"}
+    pictures: dict[str, Picture] = {"index.png": b"\x89PNG 1", "recall.png": lambda: b"\x89PNG 2"}
     assert publisher.publish(checkpoint, pictures, {"lag": 3.0, "ne": float("nan")}, {"trigger": "cadence"})
     assert publisher.close(CLOSE_S) == 0
     assert publisher.published == [1]

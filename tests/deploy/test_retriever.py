@@ -13,7 +13,7 @@ from consumers.errors import CheckpointError, DataError
 from consumers.hashing import hash_text
 from deploy.retriever import USERS_AT_ONCE, Answer, Id, Retriever
 from index_refresh.beam_search import search_flat
-from tests.worlds import CONTEXT, NUM_ITEMS, START_MS, TinyWorld
+from tests.worlds import NUM_ITEMS, START_MS, TinyWorld
 
 
 @pytest.fixture
@@ -160,9 +160,16 @@ def test_a_retriever_says_which_state_it_is(trained: TinyWorld, retriever: Retri
 
 
 def test_before_the_index_starts_every_item_is_scored(tmp_path: Path) -> None:
-    world = TinyWorld(string_ids=True, context=CONTEXT)
+    world = TinyWorld(index_after_steps=1_000).train(2)
+    assert world.learner.refresher.epoch == 0
     retriever = Retriever.load(world.checkpoint(tmp_path))
-    assert retriever.retrieve(["anybody"], k=3)[0].items == []
+    (answer,) = retriever.retrieve([1], k=NUM_ITEMS)
+    assert len(answer.items) == retriever.num_items > 40
+
+
+def test_before_the_first_event_there_is_nothing_to_answer(tmp_path: Path) -> None:
+    retriever = Retriever.load(TinyWorld().checkpoint(tmp_path))
+    assert retriever.retrieve([1], k=3)[0].items == []
 
 
 def test_removed_items_are_in_no_answer(trained: TinyWorld, tmp_path: Path) -> None:

@@ -90,9 +90,7 @@ def test_a_batched_search_answers_each_user_as_one_done_by_hand(seed: int, k: in
         rows, scores, scored = by_hand(setting, user, k, budget)
         filled = found.scores_Bk[user] > NO_ITEM / 2
         assert found.rows_Bk[user][filled].tolist() == rows
-        torch.testing.assert_close(
-            found.scores_Bk[user][filled], torch.tensor(scores), rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(found.scores_Bk[user][filled], torch.tensor(scores), rtol=1e-4, atol=1e-4)
         assert int(found.scored_B[user]) == scored
 
 

@@ -109,7 +109,7 @@ def test_a_registry_that_is_away_does_not_stop_training(log: Path, tmp_path: Pat
     settings = small_settings(
         tmp_path / "home",
         registry={"tracking_uri": f"http://127.0.0.1:{free_port}"},
-        cadence={"checkpoint_every_events": 640, "publish_every_s": None, "publish_timeout_s": 1.0},
+        cadence={"checkpoint_every_events": 640, "publish_every_s": None, "publish_timeout_s": 12.0},
     )
     summary = daemon_on(log, settings).run()
     assert summary.trained == NUM_EVENTS

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from streams import unit_vectors
@@ -45,7 +47,7 @@ def test_alpha_rises_from_its_minimum_to_its_maximum_and_holds() -> None:
     alphas = [codebook.alpha(step) for step in range(100, 300)]
     assert alphas[0] == pytest.approx(2.0)
     assert alphas[40:] == pytest.approx([50.0] * 160)
-    assert all(low < high for low, high in zip(alphas[:40], alphas[1:41], strict=True))
+    assert all(low < high for low, high in pairwise(alphas[:41]))
     assert codebook.progress(100) == 0.0
     assert codebook.progress(10**9) == 1.0
 

@@ -9,6 +9,7 @@ from streams import (
     COLOUR,
     DEVICE,
     PRICE,
+    QUICK,
     START_MS,
     TAGS,
     TRAINER,
@@ -45,7 +46,7 @@ def start_codebook(trainer: OnlineTrainer) -> None:
 
 
 def trained(batches: list[EventBatch], trainer: OnlineTrainer | None = None) -> OnlineTrainer:
-    """Batches learnt; after each, the vectors of its items are refreshed, and after the third the codebook starts."""
+    """Learn batches as the index would have it: vectors refreshed after each, a codebook after the third."""
     trainer = trainer or new_trainer()
     for batch in batches:
         report = trainer.learn(batch)
@@ -81,7 +82,7 @@ def all_tensors_are_finite(trainer: OnlineTrainer) -> bool:
 
 def test_a_model_that_learnt_who_likes_what_beats_popularity_clearly() -> None:
     stream = TwoGroups()
-    trainer = trained(stream.batches(150))
+    trainer = trained(stream.batches(150), new_trainer(QUICK))
     users = np.arange(1, stream.num_users + 1)
     rows, scores = item_scores(trainer, users, trainer.watermark_ms)
     best = trainer.items.ids.ids_of(rows[scores.topk(50).indices].numpy())
@@ -94,7 +95,7 @@ def test_a_model_that_learnt_who_likes_what_beats_popularity_clearly() -> None:
 
 def test_a_user_never_met_is_understood_from_the_items_it_just_liked() -> None:
     stream = TwoGroups()
-    trainer = trained(stream.batches(150))
+    trainer = trained(stream.batches(150), new_trainer(QUICK))
     liked = np.array([4, 8, 10, 30, 52])
     trainer.learn(events(np.full(5, 999), liked, times=np.full(5, trainer.watermark_ms)))
     rows, scores = item_scores(trainer, np.array([999]), trainer.watermark_ms)
@@ -103,7 +104,7 @@ def test_a_user_never_met_is_understood_from_the_items_it_just_liked() -> None:
 
 
 def test_losses_fall_and_click_predictions_become_better_than_the_mean_rate() -> None:
-    stream, trainer = TwoGroups(labelled=True), new_trainer()
+    stream, trainer = TwoGroups(labelled=True), new_trainer(QUICK)
     reports = []
     for batch in stream.batches(150):
         reports.append(trainer.learn(batch))
@@ -114,7 +115,7 @@ def test_losses_fall_and_click_predictions_become_better_than_the_mean_rate() ->
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
     rate = labels.mean()
     entropy = -(rate * rate.log() + (1 - rate) * (1 - rate).log())
-    assert loss < 0.9 * entropy
+    assert loss < 0.8 * entropy
 
 
 # -- the same again ----------------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ def test_the_same_stream_gives_the_same_bits() -> None:
     first, second = (OnlineTrainer(TRAINER, FEATURES) for _ in range(2))
     featured_stream(first, batches)
     torch.manual_seed(77)  # nobody else's random state may matter
-    np.random.seed(78)  # noqa: NPY002
+    np.random.seed(78)
     featured_stream(second, batches)
     assert differing(first.state(), second.state()) == []
 
@@ -345,7 +346,7 @@ def test_what_a_user_liked_earlier_in_the_batch_is_known_later_in_it() -> None:
 
 
 def test_what_was_learnt_is_what_a_query_of_the_same_moment_would_have_seen() -> None:
-    """Scores of a batch while it is learnt equal those asked for just before: one forward pass serves both."""
+    """Scores of a batch while it is learnt equal those asked for just before, up to the calibration."""
     trainer = prepared()
     at = trainer.watermark_ms + 1_000
     batch = events([1, 3, 4], [30, 31, 32], times=[at] * 3, labels=[1, 0, 1])

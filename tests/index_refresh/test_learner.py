@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from streams import (
+    COLOUR,
+    FEATURED,
+    LEARNER,
+    QUICK,
+    TwoGroups,
+    catalogue,
+    changed,
+    differing,
+    events,
+    items_batch,
+    trained_learner,
+)
+
+from consumers.batch import EntityBatch, EventBatch, Position
+from consumers.errors import CheckpointError
+from index_refresh.beam_search import search, search_flat
+from index_refresh.learner import Learner, LearnerConfig
+from trainers.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+
+STEPS = 24
+
+
+def lively_stream(steps: int = STEPS) -> list[EventBatch | EntityBatch]:
+    """Labelled events with context, and a catalogue from which items leave and to which they come back."""
+    stream = TwoGroups(labelled=True, context=True, seed=3)
+    made: list[EventBatch | EntityBatch] = []
+    for step in range(steps):
+        if step % 4 == 0:
+            made.append(catalogue(range(1 + 5 * step, 60 + 5 * step), seed=step))
+        if step % 6 == 5:
+            features = (*FEATURED.item_features,)
+            none = {"colour": [], "price": [], "tags": []}
+            made.append(items_batch([], features, none, removed=range(3 * step, 3 * step + 12)))
+        made.append(stream.batch())
+    return made
+
+
+def feed(learner: Learner, stream: list[EventBatch | EntityBatch]) -> Learner:
+    for batch in stream:
+        if isinstance(batch, EntityBatch):
+            learner.apply(batch)
+        else:
+            learner.learn(batch)
+    return learner
+
+
+def saved(learner: Learner, root: Path, name: str = "one") -> Checkpoint:
+    """Through real files."""
+    path = write_checkpoint(root, name, learner.parts(), learner.tables(), learner.manifest({}))
+    return read_checkpoint(path)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 6, 17, 32])
+def test_a_restored_learner_goes_on_as_if_nothing_had_happened(stop: int, tmp_path: Path) -> None:
+    """Before the first batch, before and after the codebook starts, and once the windows slide."""
+    stream = lively_stream()
+    undisturbed = feed(Learner(FEATURED), stream[:stop])
+    restored = Learner.restore(saved(undisturbed, tmp_path))
+    assert differing(undisturbed.parts(), restored.parts()) == []
+    feed(undisturbed, stream[stop:])
+    feed(restored, stream[stop:])
+    assert undisturbed.trainer.model.codebook.is_started
+    assert differing(undisturbed.parts(), restored.parts()) == []
+    assert undisturbed.metrics() == restored.metrics()
+    assert undisturbed.positions == restored.positions
+    assert undisturbed.tables()["names"].equals(restored.tables()["names"])
+
+
+def test_being_restored_many_times_changes_nothing(tmp_path: Path) -> None:
+    stream = lively_stream(12)
+    undisturbed, restored = feed(Learner(FEATURED), stream), Learner(FEATURED)
+    for number, batch in enumerate(stream):
+        feed(restored, [batch])
+        restored = Learner.restore(saved(restored, tmp_path, f"n-{number}"))
+    assert differing(undisturbed.parts(), restored.parts()) == []
+
+
+def test_a_taken_state_is_not_touched_by_later_training() -> None:
+    learner = trained_learner(8)
+    taken, again = learner.parts(), learner.parts()
+    learner.learn(TwoGroups(seed=8).batch())
+    learner.apply(items_batch([5_000], removed=[1, 2]))
+    assert differing(taken, again) == []
+    assert differing(taken, learner.parts()) != []
+
+
+def test_a_checkpoint_says_what_it_is_of(tmp_path: Path) -> None:
+    learner = trained_learner(8)
+    learner.rejected.update({"not_json": 3})
+    manifest = saved(learner, tmp_path).manifest
+    assert manifest.positions == {"events:0": Position(8 * 64)}
+    assert (manifest.step, manifest.events_trained) == (8, 8 * 64)
+    assert manifest.watermark_ms == learner.trainer.watermark_ms
+    assert manifest.index_epoch == learner.refresher.epoch > 0
+    assert LearnerConfig.model_validate(manifest.config["learner"]) == learner.config
+    restored = Learner.restore(read_checkpoint(tmp_path / "one"))
+    assert restored.parent == "one"
+    assert restored.rejected == {"not_json": 3}
+
+
+SHAPES: dict[str, tuple[str, Any]] = {
+    "more nodes": ("trainer__model__codebook__num_nodes", 16),
+    "wider vectors": ("trainer__model__dim", 12),
+    "wider embeddings": ("trainer__embedding_dim", 16),
+    "longer histories": ("trainer__history_length", 9),
+    "other half-lives": ("trainer__popularity_half_lives", (100.0,)),
+    "another feature": ("item_features", (COLOUR,)),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_state_of_another_shape_is_refused_by_name(shape: str, tmp_path: Path) -> None:
+    path, value = SHAPES[shape]
+    checkpoint = saved(trained_learner(5), tmp_path)
+    with pytest.raises(CheckpointError):
+        Learner.restore(checkpoint, changed(LEARNER, **{path: value}))
+
+
+def test_a_state_goes_on_under_other_settings_of_the_same_shape(tmp_path: Path) -> None:
+    learner = trained_learner(5)
+    calmer = changed(LEARNER, trainer__learning_rate=1e-4, refresh__hysteresis=0.5, evaluation__k=3)
+    restored = Learner.restore(saved(learner, tmp_path), calmer)
+    assert restored.config == calmer
+    assert differing(learner.parts(), restored.parts()) == []
+    restored.learn(TwoGroups(seed=8).batch())
+
+
+@pytest.mark.parametrize("part", ["model", "items", "users", "trainer", "index", "evaluation"])
+def test_a_checkpoint_without_a_part_is_refused(part: str, tmp_path: Path) -> None:
+    checkpoint = saved(trained_learner(5), tmp_path)
+    del checkpoint.parts[part]
+    with pytest.raises(CheckpointError, match=part):
+        Learner.restore(checkpoint)
+
+
+def test_positions_and_rejects_of_every_batch_are_kept_even_of_an_empty_one() -> None:
+    learner = Learner(LEARNER)
+    step = learner.trainer.step
+    empty = EventBatch(events([], []).table, {"events:1": Position(7, 2)}, rejected={"not_json": 5})
+    learner.learn(empty)
+    assert learner.positions == {"events:1": Position(7, 2)}
+    assert learner.metrics()["events_rejected"] == 5
+    assert learner.trainer.step == step
+    names = items_batch([1]).upserts
+    learner.apply(EntityBatch(items_batch([1]).kind, names, np.array([], np.int64), {"items:0": Position(3)}))
+    assert learner.positions == {"events:1": Position(7, 2), "items:0": Position(3)}
+
+
+def test_metrics_are_finite_from_the_first_moment_on() -> None:
+    learner = Learner(LEARNER)
+    for batch in (None, *TwoGroups(labelled=True).batches(6)):
+        if batch is not None:
+            learner.learn(batch)
+        assert all(np.isfinite(value) for value in learner.metrics().values())
+
+
+def test_half_of_the_items_through_the_index_answer_as_well_as_all_of_them() -> None:
+    learner, stream = Learner(changed(LEARNER, trainer=QUICK)), TwoGroups()
+    for batch in stream.batches(150):
+        learner.learn(batch)
+    trainer, users = learner.trainer, np.arange(1, stream.num_users + 1)
+    asked = events(users, 0 * users, times=np.full(len(users), trainer.watermark_ms), labels=0.0)
+    folded, view = trainer.user_side(trainer.request(asked.table)), learner.refresher.view()
+    flat = search_flat(trainer.model, folded, view, 30)
+    through = search(trainer.model, folded, view, 30, len(trainer.items) // 2)
+    assert through.scored_B.float().mean() < 0.8 * len(trainer.items)
+    for found in (flat, through):
+        own_group = trainer.items.ids.ids_of(found.rows_Bk.numpy()) % 2 == users[:, None] % 2
+        assert own_group.mean() > 0.9
