@@ -14,6 +14,7 @@ import orjson
 
 from consumers.outbox import Outbox
 
+SUFFIX = ".dlq"
 REASON_HEADER = "hsnn.error.reason"
 MESSAGE_HEADER = "hsnn.error.message"
 TOPIC_HEADER = "hsnn.error.topic"
@@ -81,7 +82,7 @@ class KafkaDeadLetters:
     the topic holds every bad message at least once.
     """
 
-    def __init__(self, producer_options: Mapping[str, Any], suffix: str = ".dlq") -> None:
+    def __init__(self, producer_options: Mapping[str, Any], suffix: str = SUFFIX) -> None:
         self._outbox = Outbox(producer_options)
         self._suffix = suffix
 

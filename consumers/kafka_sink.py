@@ -14,6 +14,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from consumers import columns as c
 from consumers.codecs import ARROW_TYPE, CONTENT_TYPE, JSON_TYPE, encode_arrow, encode_events_json
+from consumers.dead_letter import SUFFIX
 from consumers.errors import BrokerError, ConfigError
 from consumers.hashing import ids_of
 from consumers.kafka_config import KafkaConfig
@@ -47,13 +48,25 @@ def ensure_topics(
     """
     events = {"retention.ms": "-1", "max.message.bytes": str(MAX_MESSAGE_BYTES)}
     compacted = {"cleanup.policy": "compact", "max.message.bytes": str(MAX_MESSAGE_BYTES)}
-    letters = {"retention.ms": "-1", "max.message.bytes": str(2 * MAX_MESSAGE_BYTES)}
     wanted = [(config.event_topic, partitions, events)]
     wanted += [(topic, 1, compacted) for topic in (config.item_topic, config.user_topic) if topic]
-    wanted += [(f"{topic}.dlq", 1, letters) for topic in config.topics()]
-    return [
+    made = [
         name for name, count, configs in wanted if _create(admin, name, count, configs, replication_factor)
     ]
+    return made + ensure_dead_letter_topics(admin, config, replication_factor)
+
+
+def ensure_dead_letter_topics(
+    admin: KafkaAdminClient, config: KafkaConfig, replication_factor: int = -1
+) -> list[str]:
+    """Create ``<topic>.dlq`` of every topic that is read, where missing; the names of those created.
+
+    Raises:
+        BrokerError: the broker refused one.
+    """
+    letters = {"retention.ms": "-1", "max.message.bytes": str(2 * MAX_MESSAGE_BYTES)}
+    wanted = [f"{topic}{SUFFIX}" for topic in config.topics()]
+    return [name for name in wanted if _create(admin, name, 1, letters, replication_factor)]
 
 
 class LogPublisher:

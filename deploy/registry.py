@@ -20,11 +20,11 @@ from typing import Any
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from pydantic import BaseModel, ConfigDict, Field
 from requests import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.errors import RegistryError
+from deploy.registry_config import RegistryConfig
 
 # Progress bars have no place in a daemon's log, nor links on its standard output, which carries JSON. And our
 # own retries come on top of MLflow's, which by default go on for minutes before anybody hears of them. MLflow
@@ -48,27 +48,6 @@ MIN_OF_FLAT = 0.8
 _RECALL = re.compile(r"recall_index_at_(\d+)")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
-
-
-class RegistryConfig(BaseModel):
-    """Where versions go and what they are called."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    tracking_uri: str | None = Field(
-        default=None,
-        description="MLflow server (http://...) or database (sqlite:///...); else MLflow's own setting",
-    )
-    registry_uri: str | None = Field(
-        default=None, description="Where models are registered; tracking_uri if left out"
-    )
-    experiment_name: str = Field(default="hsnn", min_length=1, description="Experiment of the daemon's runs")
-    model_name: str = Field(default="hsnn", min_length=1, description="Registered model")
-    artifact_location: str | None = Field(
-        default=None,
-        description="Artifact root of a new experiment; else the server's own, or mlartifacts beside a "
-        "SQLite file",
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +287,7 @@ def mlflow_errors(doing: str, uri: str) -> Iterator[None]:
 def _remedy(error: Exception) -> str:
     code = getattr(error, "error_code", "")
     if code in _ABSENT:
-        return "list what there is with `hsnn versions`"
+        return "list what there is in the MLflow UI"
     if code in {"PERMISSION_DENIED", "UNAUTHENTICATED"}:
         return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
     if isinstance(error, OSError) and not isinstance(error, RequestException):

@@ -121,11 +121,13 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """The daemon: train from Kafka until SIGTERM or Ctrl-C; resume from the newest checkpoint."""
+    from pipeline.producing import make_dead_letter_topics
     from pipeline.running import build_daemon, kafka_source, on_signals
     from pipeline.summary import print_summary, summary_json
     from pipeline.table import LiveTable
 
     settings = _settings(config, home, bootstrap_servers=bootstrap_servers)
+    make_dead_letter_topics(settings.kafka)
     daemon = build_daemon(settings, kafka_source(settings, stop_at_end=stop_at_end), resume=not fresh)
     with on_signals(daemon.stop), LiveTable(settings.status_file, None, None, quiet=as_json):
         summary = daemon.run()

@@ -17,7 +17,7 @@ from consumers.batch import EntityKind
 from consumers.errors import ConfigError
 from consumers.kafka_config import KafkaConfig
 from consumers.schema import EntitySchema, EventSchema
-from deploy.registry import RegistryConfig
+from deploy.registry_config import RegistryConfig
 from index_refresh.evaluation import EvaluationConfig
 from index_refresh.learner import LearnerConfig
 from index_refresh.refresher import RefreshConfig

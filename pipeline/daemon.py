@@ -100,7 +100,7 @@ class Daemon:
             for batch in self._batches():
                 self._take(batch)
                 self._keep_time()
-            self._checkpoint(publish=True)
+            self._checkpoint(publish=self.settings.cadence.publish_at_end)
         finally:
             self._stop()
         return self.summary()

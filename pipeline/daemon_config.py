@@ -21,6 +21,7 @@ class CadenceConfig(BaseModel):
     publish_every_s: float | None = Field(
         600.0, gt=0, description="Seconds between versions; null publishes by events alone"
     )
+    publish_at_end: bool = Field(True, description="Leave a version at the end of a life")
     publish_timeout_s: float = Field(
         120.0, gt=0, description="Longest wait for MLflow at the end of a life; what is left stays on disk"
     )

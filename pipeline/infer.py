@@ -18,7 +18,9 @@ from consumers import columns as c
 from consumers.parquet_log import LogFile, find_log
 from consumers.schema import FeatureKind
 
-# A string column with so many words a value is a text; with fewer, it is a category.
+# Few distinct values make a category, whatever they look like ("United Kingdom"). Of the rest, a column with
+# so many words a value is a text.
+_DISTINCT_OF_A_CATEGORY = 0.2
 _WORDS_OF_A_TEXT = 1.5
 # A category that names nearly every row is another id, and says nothing that the id does not.
 _DISTINCT_OF_AN_ID = 0.9
@@ -67,9 +69,10 @@ def _kind(column: pa.ChunkedArray, name: str) -> FeatureKind | None:
 
 
 def _kind_of_strings(column: pa.ChunkedArray) -> FeatureKind | None:
+    distinct = pc.count_distinct(column).as_py() / max(len(column), 1)
+    if distinct < _DISTINCT_OF_A_CATEGORY:
+        return FeatureKind.CATEGORICAL
     words = pc.mean(pc.count_substring_regex(column.drop_null(), r"[A-Za-z0-9]+")).as_py() or 0.0
     if words >= _WORDS_OF_A_TEXT:
         return FeatureKind.TEXT
-    if pc.count_distinct(column).as_py() >= _DISTINCT_OF_AN_ID * len(column):
-        return None
-    return FeatureKind.CATEGORICAL
+    return None if distinct >= _DISTINCT_OF_AN_ID else FeatureKind.CATEGORICAL

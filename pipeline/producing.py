@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
@@ -15,7 +16,7 @@ from rich.progress import Progress as ProgressBar
 
 from consumers.errors import BrokerError, StateError
 from consumers.kafka_config import KafkaConfig
-from consumers.kafka_sink import Progress, ensure_topics
+from consumers.kafka_sink import Progress, ensure_dead_letter_topics, ensure_topics
 from consumers.pacing import Backlog
 from pipeline.status import read_status
 
@@ -26,6 +27,19 @@ def make_topics(config: KafkaConfig, partitions: int = 1) -> list[str]:
     Raises:
         BrokerError: the broker cannot be reached or refuses.
     """
+    with admin_of(config) as admin:
+        return ensure_topics(admin, config, partitions)
+
+
+def make_dead_letter_topics(config: KafkaConfig) -> list[str]:
+    """Create the dead-letter topics that are missing, before the first bad message needs one."""
+    with admin_of(config) as admin:
+        return ensure_dead_letter_topics(admin, config)
+
+
+@contextmanager
+def admin_of(config: KafkaConfig) -> Iterator[KafkaAdminClient]:
+    """An admin client of the configured cluster."""
     try:
         admin = KafkaAdminClient(**config.connection())
     except KafkaError as error:
@@ -34,7 +48,7 @@ def make_topics(config: KafkaConfig, partitions: int = 1) -> list[str]:
             "`hsnn doctor` looks closer"
         ) from error
     try:
-        return ensure_topics(admin, config, partitions)
+        yield admin
     finally:
         admin.close()
 

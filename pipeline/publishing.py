@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from index_refresh.pictures import index_history_picture, occupancy_picture, recall_picture
-
 from consumers.errors import RegistryError
 from deploy.publication import Picture
 from deploy.publisher import Publisher
 from deploy.registry import Registry
 from index_refresh.learner import Learner
+from index_refresh.pictures import index_history_picture, occupancy_picture, recall_picture
 from pipeline.config import Settings
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from consumers import columns as c
-from pipeline.config import Settings, load_settings
+from pipeline.config import Settings, load_settings, merge_settings
 from trainers.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 
 START_MS = 1_700_000_000_000
@@ -38,7 +38,12 @@ SMALL: dict[str, Any] = {
     },
     "evaluation": {"k": 10, "budget": 0.3},
     "items": {"kind": "item", "features": [{"name": "colour", "kind": "categorical"}]},
-    "cadence": {"checkpoint_every_events": 640, "publish_every_s": None, "status_every_s": 0.2},
+    "cadence": {
+        "checkpoint_every_events": 640,
+        "publish_every_s": None,
+        "publish_at_end": False,
+        "status_every_s": 0.2,
+    },
 }
 
 
@@ -59,13 +64,13 @@ def write_log(folder: Path, num_events: int, num_items: int = 120, num_users: in
 
 def settings_file(path: Path, home: Path, **more: Any) -> Path:
     """SMALL with a home of its own; ``more`` replaces sections."""
-    content = {**SMALL, "home": str(home), **more}
+    content = merge_settings(SMALL, {"home": str(home), **more})
     path.write_text(yaml.safe_dump(content))
     return path
 
 
 def small_settings(home: Path, **more: Any) -> Settings:
-    return load_settings(None, {**SMALL, "home": str(home), **more}, environment={})
+    return load_settings(None, merge_settings(SMALL, {"home": str(home), **more}), environment={})
 
 
 def newest(home: Path) -> Checkpoint:

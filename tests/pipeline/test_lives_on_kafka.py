@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +18,14 @@ from lives import START_MS, Life, differing_tensors, hsnn, last_json, newest, se
 from consumers import columns as c
 from consumers.codecs import encode_arrow
 from consumers.dead_letter import REASON_HEADER
+from consumers.kafka_sink import LogPublisher
+from pipeline.config import load_settings
 from pipeline.status import read_status
 from trainers.checkpoint import Checkpoint
 from trainers.entities import SEEN
 from trainers.id_map import IdMap
 
-NUM_EVENTS = 4_000
+NUM_EVENTS = 3_000
 
 
 @dataclass
@@ -56,9 +58,11 @@ def place(
     return make
 
 
-def published(place: Place, log: Path, *arguments: str) -> None:
-    done = hsnn("produce", "--from", log, "--config", place.config, "--json", *arguments)
-    assert done.returncode == 0, done.stderr
+def published(place: Place, log: Path, form: Literal["arrow", "json"] = "arrow") -> None:
+    settings = load_settings(place.config)
+    items = settings.items if settings.kafka.item_topic else None
+    for _ in LogPublisher(settings.kafka, settings.events, items, format=form).publish(log):
+        pass
 
 
 def trained_per_item(state: Checkpoint) -> dict[int, int]:
@@ -74,12 +78,12 @@ def logged_per_item(log: Path) -> dict[int, int]:
     return dict(zip(ids.tolist(), counts.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("arguments", [("--format", "arrow"), ("--format", "json")], ids=["arrow", "json"])
+@pytest.mark.parametrize("form", ["arrow", "json"])
 def test_a_life_trains_every_published_event_once(
-    place: Callable[..., Place], tmp_path: Path, arguments: tuple[str, ...]
+    place: Callable[..., Place], tmp_path: Path, form: Literal["arrow", "json"]
 ) -> None:
     here, log = place(partitions=3), write_log(tmp_path / "log", NUM_EVENTS)
-    published(here, log, *arguments)
+    published(here, log, form)
     code, summary = Life(here.config, "--stop-at-end").end()
     assert code == 0
     assert summary["trained"] == NUM_EVENTS
