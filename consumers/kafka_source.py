@@ -73,7 +73,8 @@ class KafkaSource:
         item_schema: how items are read; None leaves the item topic alone.
         user_schema: how users are read; None leaves the user topic alone.
         batch_size: rows of an event batch.
-        dead_letters: takes what cannot be used, closed with the source; flushed before the batch that counts it is handed out.
+        dead_letters: takes what cannot be used; flushed before the batch that counts it is handed out, and
+            closed with the source.
         stop_at_end: finish at the end offsets seen at ``open``.
         stop_when: finish at the end offsets seen when this first returns True.
         now_ms: our clock, for the bound on event times in the future.

@@ -123,7 +123,7 @@ class Outbox:
         try:
             message.future = self._producer.send(**message.arguments)
         except KafkaError as error:
-            # Never accepted, so there is nothing to wait for; the caller hears of it now and not again at close.
+            # Never accepted, so there is nothing to wait for: the caller hears of it now, not again at close.
             self._waiting.remove(message)
             raise self._refused(message, error) from error
 

@@ -1,4 +1,4 @@
-"""Health, metrics and status over HTTP, for supervisors and Prometheus. Reads the last status, touches no state.
+"""Health, metrics and status over HTTP, for supervisors and Prometheus. Reads the last status only.
 
 /healthz   200 while the training loop moves; an idle topic is healthy, a stuck loop is not
 /readyz    200 once the source is open and the first status was taken
@@ -39,7 +39,7 @@ class HttpConfig(BaseModel):
     stuck_after_s: float = Field(
         120.0,
         gt=0,
-        description="The loop counts as stuck after this long without a turn; above the longest step and copy",
+        description="The loop counts as stuck after this long without a turn; above the longest step",
     )
 
 

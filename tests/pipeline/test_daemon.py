@@ -113,7 +113,7 @@ def test_a_registry_that_is_away_does_not_stop_training(log: Path, tmp_path: Pat
     settings = small_settings(
         tmp_path / "home",
         registry={"tracking_uri": f"http://127.0.0.1:{free_port}"},
-        cadence={"publish_at_end": True, "publish_timeout_s": 12.0},
+        cadence={"publish_at_end": True, "publish_timeout_s": 2.0},
     )
     summary = daemon_on(log, settings).run()
     assert summary.trained == NUM_EVENTS

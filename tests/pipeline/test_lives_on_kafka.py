@@ -213,7 +213,13 @@ def test_two_topics_of_catalogue_and_events_make_one_life(
         "user_topic": None,
     }
     home = tmp_path / "home"
-    config = settings_file(tmp_path / "life.yaml", home, kafka=kafka, registry={"tracking_uri": mlflow_uri})
+    config = settings_file(
+        tmp_path / "life.yaml",
+        home,
+        kafka=kafka,
+        registry={"tracking_uri": mlflow_uri},
+        cadence={"publish_at_end": True},
+    )
     log = write_log(tmp_path / "log", 1_000)
     here = Place(config, home, str(kafka["event_topic"]))
     published(here, log)
