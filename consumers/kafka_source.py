@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 _POLL_MS = 100
 """Longest wait in one poll: bounds how late a stop, a commit or room in the queue is noticed."""
+_IDLE_S = 0.02
+"""Rest after an empty poll: some brokers answer an empty fetch at once instead of waiting for data, and asking
+again without end would take the interpreter away from training."""
 _CHECK_S = 5.0
 """How often end offsets are asked for: once in a while, since each is a round trip to every leader."""
 _STALL_S = 30.0
@@ -216,6 +219,8 @@ class _Reader:
         self._commit()
         self._pause_and_resume()
         fetched = self._consumer.poll(timeout_ms=_POLL_MS)
+        if not fetched:
+            self._queue.stopping.wait(_IDLE_S)
         for part in self._partitions:
             records = fetched.get(part.tp)
             if records:

@@ -20,6 +20,8 @@ from trainers.checkpoint import Manifest, prune_checkpoints, write_checkpoint
 
 log = logging.getLogger(__name__)
 
+_LOOK_AGAIN_S = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -90,8 +92,11 @@ class Checkpointer:
 
     def close(self) -> None:
         """Write what waits, then stop. Raises what stopped the writer."""
-        if self._thread.is_alive():
-            self._orders.put(None)
+        while self._thread.is_alive():
+            try:
+                self._orders.put(None, timeout=_LOOK_AGAIN_S)
+            except queue.Full:
+                continue  # it writes still, or it just failed with an order behind it that nobody takes
             self._thread.join()
         self.check()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from consumers.errors import ConfigError, HsnnError
@@ -232,6 +234,8 @@ def simulate(
         raise ConfigError("name one target: --out DIR or --kafka")
     if out is not None:
         write_world(out, events, seed, world)
+        if as_json:
+            _print_json({"produced": events, "total": events})
         return
     settings = _settings(config, None, bootstrap_servers=bootstrap_servers)
     backlog = (follow, max_lead) if follow else None
@@ -331,7 +335,7 @@ def version() -> None:
 def _time_ms(text: str | None, flag: str) -> int | None:
     if text is None:
         return None
-    if text.lstrip("-").isdigit():
+    if re.fullmatch(r"-?[0-9]+", text):
         return int(text)
     try:
         return epoch_ms(datetime.fromisoformat(text))
@@ -344,11 +348,16 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        Console(stderr=True).print(f"[bold red]configuration:[/] {error}", highlight=False)
+        _print_error("configuration", error)
         sys.exit(2)
     except HsnnError as error:
-        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+        _print_error(type(error).__name__, error)
         sys.exit(1)
+
+
+def _print_error(kind: str, error: HsnnError) -> None:
+    """On stderr, unwrapped and word for word: brackets in a message are not markup."""
+    Console(stderr=True).print(f"[bold red]{kind}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

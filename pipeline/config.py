@@ -6,6 +6,7 @@ Each section is the config class of the part that it builds. Secrets never leave
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ from pipeline.http import HttpConfig
 from trainers.trainer import TrainerConfig
 
 PREFIX = "HSNN__"
+MASK = "**********"
+# The password in ``scheme://user:password@host``, and parameters such as ``?sslpassword=...``.
+_PASSWORD = re.compile(r"(?<=://)([^/:@]*):[^/]*@")
+_SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:password|secret|token)[^=&]*)=[^&]*", re.IGNORECASE)
 # Names that users of Kafka and MLflow have set already, and the settings that they mean.
 WELL_KNOWN = {
     "HSNN_HOME": ("home",),
@@ -96,7 +101,11 @@ class Settings(BaseModel):
         """As plain data that may be shown and saved; secrets read ``**********``."""
         plain: dict[str, Any] = self.model_dump(mode="json")
         options = plain["kafka"]["options"]
-        plain["kafka"]["options"] = {k: "**********" if _is_secret(k) else v for k, v in options.items()}
+        plain["kafka"]["options"] = {k: MASK if _is_secret(k) else v for k, v in options.items()}
+        plain["registry"] = {
+            name: mask_uri(value) if isinstance(value, str) else value
+            for name, value in plain["registry"].items()
+        }
         return plain
 
 
@@ -110,7 +119,7 @@ def load_settings(
     Raises:
         ConfigError: the file cannot be read, or a setting is unknown or wrong; the message names each.
     """
-    merged: dict[str, Any] = _read(file) if file else {}
+    merged: dict[str, Any] = read_yaml(file) if file else {}
     _merge(merged, _from_environment(os.environ if environment is None else environment))
     _merge(merged, dict(flags or {}))
     try:
@@ -120,7 +129,12 @@ def load_settings(
         raise ConfigError("; ".join(problems)) from error
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; an empty file is an empty one.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
     try:
         content = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -141,8 +155,16 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     for name, value in environment.items():
         if name.startswith(PREFIX):
             path = tuple(name[len(PREFIX) :].lower().split("__"))
-            _merge(found, _nested(path, yaml.safe_load(value)))
+            _merge(found, _nested(path, _value_of(name, value)))
     return found
+
+
+def _value_of(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        # Not the text itself: it may be a password.
+        raise ConfigError(f"{name}: the value cannot be read as YAML; put it in quotes") from error
 
 
 def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
@@ -167,6 +189,11 @@ def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = value
+
+
+def mask_uri(uri: str) -> str:
+    """The URI with any password in it masked."""
+    return _SECRET_PARAMETER.sub(rf"\1={MASK}", _PASSWORD.sub(rf"\1:{MASK}@", uri))
 
 
 def _is_secret(name: str) -> bool:

@@ -174,7 +174,11 @@ class HttpServer:
         if path == "/metrics":
             return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
         if path == "/status":
-            return 200, "application/json", orjson.dumps(dict(self._status()))
+            return (
+                200,
+                "application/json",
+                orjson.dumps(dict(self._status()), option=orjson.OPT_SERIALIZE_NUMPY),
+            )
         return 404, "text/plain", b"try /healthz, /readyz, /metrics or /status\n"
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:

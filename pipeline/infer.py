@@ -50,7 +50,11 @@ def _num_nodes(num_items: int) -> int:
 
 
 def _features(file: LogFile, id_column: str) -> list[dict[str, str]]:
-    table = pq.ParquetFile(file.path).read_row_group(0).slice(0, _SAMPLE_ROWS)
+    with pq.ParquetFile(file.path) as parquet:
+        sample = next(parquet.iter_batches(_SAMPLE_ROWS), None)
+    if sample is None:
+        return []
+    table = pa.Table.from_batches([sample])
     kinds = {name: _kind(table.column(name), name) for name in table.schema.names if name != id_column}
     return [{"name": name, "kind": kind.value} for name, kind in kinds.items() if kind is not None]
 
@@ -62,7 +66,8 @@ def _kind(column: pa.ChunkedArray, name: str) -> FeatureKind | None:
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return FeatureKind.NUMERIC
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return FeatureKind.MULTI
+        # Lists of fractions are vectors of some other model, not values that tell items apart.
+        return None if pa.types.is_floating(kind.value_type) else FeatureKind.MULTI
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _kind_of_strings(column)
     return None
@@ -72,7 +77,7 @@ def _kind_of_strings(column: pa.ChunkedArray) -> FeatureKind | None:
     distinct = pc.count_distinct(column).as_py() / max(len(column), 1)
     if distinct < _DISTINCT_OF_A_CATEGORY:
         return FeatureKind.CATEGORICAL
-    words = pc.mean(pc.count_substring_regex(column.drop_null(), r"[A-Za-z0-9]+")).as_py() or 0.0
+    words = pc.mean(pc.count_substring_regex(column.drop_null(), r"[\p{L}\p{N}]+")).as_py() or 0.0
     if words >= _WORDS_OF_A_TEXT:
         return FeatureKind.TEXT
     return None if distinct >= _DISTINCT_OF_AN_ID else FeatureKind.CATEGORICAL

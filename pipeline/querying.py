@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rich.console import Console
@@ -27,7 +28,7 @@ def answer(settings: Settings, users: list[str], k: int, version: str) -> list[d
 
 def _id_of(text: str) -> Id:
     """An integer where the text is one: ids that look like integers are integers on the wire."""
-    return int(text) if text.lstrip("-").isdigit() else text
+    return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
 
 
 def _plain(found: Answer) -> dict[str, Any]:

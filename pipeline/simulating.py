@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from consumers.errors import ConfigError
 from consumers.pacing import Pace
 from pipeline import producing
-from pipeline.config import Settings
+from pipeline.config import Settings, read_yaml
 from pipeline.simulator import World, WorldConfig
 from pipeline.simulator.files import write_parquet
 from pipeline.world_stream import WorldPublisher
@@ -20,9 +19,9 @@ def load_world(seed: int, file: Path | None) -> World:
     """A world by its YAML file, with the seed given.
 
     Raises:
-        ConfigError: a setting of the world is unknown or wrong; the message names it.
+        ConfigError: the file cannot be read, or a setting is unknown or wrong; the message names it.
     """
-    settings = yaml.safe_load(file.read_text()) or {} if file else {}
+    settings = read_yaml(file) if file else {}
     try:
         return World(WorldConfig.model_validate({**settings, "seed": seed}))
     except ValidationError as error:

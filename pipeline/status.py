@@ -52,4 +52,8 @@ def read_status(path: Path) -> dict[str, Any]:
         raise StateError(f"{path}: no status yet. Has a daemon run with this home?") from error
     except (OSError, orjson.JSONDecodeError) as error:
         raise StateError(f"{path}: cannot be read: {error}") from error
-    return dict(status)
+    if not isinstance(status, dict):
+        raise StateError(
+            f"{path}: is not a status but {type(status).__name__}. Is it another program's file?"
+        )
+    return status

@@ -1,0 +1,201 @@
+"""One training step: gather, forward, backward, update.
+
+Shapes: B events, P positive events, C candidates, K nodes, V item vector, F tower input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from consumers import columns as c
+from trainers.embedding import StepRows
+from trainers.features import Int64s
+from trainers.hsnn import ItemSide, UserSide
+from trainers.inputs import UserRequest
+from trainers.losses import other_positives, pointwise, sampled_softmax
+
+if TYPE_CHECKING:
+    from trainers.trainer import OnlineTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one step did. Predictions were made before the batch was learnt (test-then-train)."""
+
+    step: int
+    num_events: int
+    num_positive: int
+    item_loss: float
+    node_loss: float
+    touched_rows: Int64s
+    """Item rows of the batch's events."""
+    new_rows: Int64s
+    """Item rows that did not exist before the batch."""
+    click_logits: Tensor | None
+    """Calibrated logits of all events, where the batch has both labels."""
+    labels: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """A batch with ids resolved to rows."""
+
+    request: UserRequest
+    item_rows_B: Tensor
+    label_B: Tensor
+    weight_B: Tensor
+    new_item_rows: Int64s
+
+    def __len__(self) -> int:
+        return len(self.item_rows_B)
+
+    @classmethod
+    def read(cls, table: pa.RecordBatch, trainer: OnlineTrainer) -> Events:
+        times = table.column(c.EVENT_TIME).to_numpy()
+        newest = int(times.max(initial=trainer.watermark_ms))
+        trainer.users.meet(table.column(c.USER_ID).to_numpy(), newest)
+        item_rows, new = trainer.items.meet(table.column(c.ITEM_ID).to_numpy(), newest)
+        return cls(
+            request=trainer.inputs.request(table, learn=True),
+            item_rows_B=torch.from_numpy(item_rows),
+            label_B=torch.from_numpy(table.column(c.LABEL).to_numpy().copy()),
+            weight_B=torch.from_numpy(table.column(c.WEIGHT).to_numpy().copy()),
+            new_item_rows=new,
+        )
+
+
+class TrainingStep:
+    """One training step: gather, forward, backward, update."""
+
+    def __init__(self, trainer: OnlineTrainer, events: Events) -> None:
+        self.trainer, self.events = trainer, events
+        drawn = trainer.sample_live_items(trainer.config.uniform_negatives)
+        self.candidates_C, inverse = torch.unique(torch.cat([events.item_rows_B, drawn]), return_inverse=True)
+        self.item_of_event_B = inverse[: len(events)]
+        self.drawn_index = inverse[len(events) :]
+        self.positive_P = torch.nonzero(events.label_B > 0).squeeze(1)
+
+    def run(self) -> StepReport:
+        users, items, embedded = self._forward_towers()
+        item_loss, node_loss, regularizers, click_logits = self._losses(users, items)
+        trainer = self.trainer
+        trainer.optimizer.zero_grad(set_to_none=True)
+        loss = item_loss + node_loss + regularizers
+        # Before the codebook starts, a batch in which nothing was liked has nothing to teach.
+        if loss.requires_grad:
+            torch.autograd.backward(loss)
+        trainer.optimizer.step()
+        for rows in embedded:
+            rows.apply_adagrad(trainer.config.embedding_learning_rate)
+        return StepReport(
+            step=trainer.step,
+            num_events=len(self.events),
+            num_positive=len(self.positive_P),
+            item_loss=item_loss.item(),
+            node_loss=node_loss.item(),
+            touched_rows=np.unique(self.events.item_rows_B.numpy()),
+            new_rows=self.events.new_item_rows,
+            click_logits=None if click_logits is None else click_logits.detach(),
+            labels=self.events.label_B,
+        )
+
+    def _forward_towers(self) -> tuple[UserSide, ItemSide, list[StepRows]]:
+        trainer = self.trainer
+        item_rows = StepRows(
+            trainer.items.rows,
+            trainer.inputs.item_embedding_rows(self.candidates_C),
+            trainer.inputs.item_embedding_rows(self.events.request.history_BN),
+        )
+        candidate_index, history_index = item_rows.indices
+        user_inputs, user_rows = trainer.inputs.of_users(self.events.request, item_rows, history_index)
+        item_inputs, log_share, value_rows = trainer.inputs.of_items(
+            self.candidates_C, item_rows, candidate_index, trainer.watermark_ms
+        )
+        users = trainer.model.user_side(user_inputs)
+        items = trainer.model.item_side(item_inputs, log_share)
+        return users, items, [item_rows, *user_rows, *value_rows]
+
+    def _losses(self, users: UserSide, items: ItemSide) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Item loss, weighted node loss, weighted regularizers, and click logits where labels differ."""
+        node_logits_BK, affinity_CK, regularizers = self._index(users, items)
+        item_loss, node_loss = self._softmax(users, items, node_logits_BK, affinity_CK)
+        has_labels = 0 < len(self.positive_P) < len(self.events)
+        if not has_labels:
+            return item_loss, node_loss, regularizers, None
+        click_logits_B, click_loss = self._click(users, items, node_logits_BK, affinity_CK)
+        return item_loss + click_loss, node_loss, regularizers, click_logits_B
+
+    def _index(self, users: UserSide, items: ItemSide) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Node logits [B, K], affinities [C, K], reconstruction plus balance; nothing before the start."""
+        trainer, codebook = self.trainer, self.trainer.model.codebook
+        if not codebook.is_started:
+            return None, torch.empty(0), torch.zeros(())
+        z_CD = trainer.model.index_vectors(items.vectors_CV)
+        affinity_CK = codebook.soft_assignment(z_CD, trainer.step)
+        # Both act on uniformly drawn items: weighted by events, rare ones would pile up.
+        drawn_CK = affinity_CK[self.drawn_index]
+        gap = (z_CD[self.drawn_index] - codebook.pseudo_items(drawn_CK)).square().sum(1).mean()
+        config = codebook.config
+        regularizers = config.reconstruction_weight * gap + config.balance_weight * codebook.balance_loss(
+            drawn_CK
+        )
+        return trainer.model.node_logits(users.node), affinity_CK, regularizers
+
+    def _softmax(
+        self, users: UserSide, items: ItemSide, node_logits_BK: Tensor | None, affinity_CK: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        positive = self.positive_P
+        if not len(positive):
+            return torch.zeros(()), torch.zeros(())
+        model = self.trainer.model
+        target_P = self.item_of_event_B[positive]
+        masked_PC = other_positives(self.events.request.rows_B[positive], target_P, len(self.candidates_C))
+        weight_P, log_q_C = self.events.weight_B[positive], self._log_q()
+        logits_PC = users.item.select(positive).score(items.vectors_CV) + items.bias_C
+        if node_logits_BK is None:
+            return sampled_softmax(logits_PC, target_P, log_q_C, masked_PC, weight_P), torch.zeros(())
+        node_PC = node_logits_BK[positive] @ affinity_CK.T
+        logits_PC = model.ensemble(logits_PC, node_PC)
+        item_loss = sampled_softmax(logits_PC, target_P, log_q_C, masked_PC, weight_P)
+        node_loss = sampled_softmax(node_PC, target_P, log_q_C, masked_PC, weight_P)
+        return item_loss, self._index_weight() * node_loss
+
+    def _click(
+        self, users: UserSide, items: ItemSide, node_logits_BK: Tensor | None, affinity_CK: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Calibrated click logits [B] of the events' own items, and the pointwise loss over all levels."""
+        model, config, events = self.trainer.model, self.trainer.config, self.events
+        own = self.item_of_event_B
+        logits_B = users.item.score_pairs(items.vectors_CV[own].unsqueeze(1)).squeeze(1) + items.bias_C[own]
+        node_loss = torch.zeros(())
+        if node_logits_BK is not None:
+            node_B = (node_logits_BK * affinity_CK[own]).sum(1)
+            logits_B = model.ensemble(logits_B, node_B)
+            node_click_B = model.calibration["node"](node_B + self._log_items())
+            node_loss = self._index_weight() * pointwise(node_click_B, events.label_B, events.weight_B)
+        click_B = model.calibration["item"](logits_B + self._log_items())
+        loss = pointwise(click_B, events.label_B, events.weight_B) + node_loss
+        return click_B, config.pointwise_weight * loss
+
+    def _log_items(self) -> float:
+        """Logits are log shares of the stream; relative to an even share they keep their scale."""
+        return float(np.log(max(len(self.trainer.items), 1)))
+
+    def _index_weight(self) -> float:
+        """The index loss ramps up: early nodes are noise, and items would oscillate between them."""
+        codebook = self.trainer.model.codebook
+        return codebook.config.index_weight * codebook.progress(self.trainer.step)
+
+    def _log_q(self) -> Tensor:
+        """Log of how often each candidate is expected in a sample, [C]: as an event's item or drawn."""
+        items, num_events = self.trainer.items, len(self.events)
+        share_C = items.met.log_share(self.candidates_C)[:, -2:].mean(1).exp()
+        as_event = -torch.expm1(num_events * torch.log1p(-share_C.clamp_max(0.999)))
+        as_drawn = self.trainer.config.uniform_negatives / max(len(items), 1)
+        return torch.log((as_event + as_drawn).clamp(1e-9, 1.0))
