@@ -7,7 +7,7 @@ import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
@@ -19,6 +19,9 @@ from consumers.errors import ConfigError, HsnnError
 from consumers.times import epoch_ms
 from pipeline import __version__
 from pipeline.config import Settings, load_settings
+
+if TYPE_CHECKING:
+    from pipeline.daemon import Summary
 
 app = typer.Typer(
     name="hsnn",
@@ -47,6 +50,15 @@ def _settings(config: Path | None, home: Path | None = None, **kafka: Any) -> Se
 def _print_json(value: Any) -> None:
     sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS) + b"\n")
     sys.stdout.flush()
+
+
+def _tell(summary: Summary, as_json: bool) -> None:
+    from pipeline.summary import print_summary, summary_json
+
+    if as_json:
+        _print_json(summary_json(summary))
+    else:
+        print_summary(summary)
 
 
 @app.callback()
@@ -88,11 +100,11 @@ def demo(
 
     Each demo starts anew in HOME/demo. Ctrl-C ends it in seconds, with a checkpoint and a summary.
     """
+    if broker not in ("auto", "embedded", "kafka"):
+        raise ConfigError(f"--broker: {broker} is not one of auto, embedded, kafka")
     from pipeline.demo import DemoOptions, run_demo
     from pipeline.summary import print_demo
 
-    if broker not in ("auto", "embedded", "kafka"):
-        raise ConfigError(f"--broker: {broker} is not one of auto, embedded, kafka")
     home = _settings(config, home).home
     options = DemoOptions(
         home=home,
@@ -125,7 +137,6 @@ def run(
     """The daemon: train from Kafka until SIGTERM or Ctrl-C; resume from the newest checkpoint."""
     from pipeline.producing import make_dead_letter_topics
     from pipeline.running import build_daemon, kafka_source, on_signals
-    from pipeline.summary import print_summary, summary_json
     from pipeline.table import LiveTable
 
     settings = _settings(config, home, bootstrap_servers=bootstrap_servers)
@@ -133,10 +144,7 @@ def run(
     daemon = build_daemon(settings, kafka_source(settings, stop_at_end=stop_at_end), resume=not fresh)
     with on_signals(daemon.stop), LiveTable(settings.status_file, None, None, quiet=as_json):
         summary = daemon.run()
-    if as_json:
-        _print_json(summary_json(summary))
-    else:
-        print_summary(summary)
+    _tell(summary, as_json)
 
 
 @app.command()
@@ -158,15 +166,11 @@ def replay(
     Without --config, features are inferred from the log's item and user tables.
     """
     from pipeline.replaying import replay_log
-    from pipeline.summary import print_summary, summary_json
 
     flags: dict[str, Any] = {"home": str(home)} if home is not None else {}
     window = (_time_ms(since, "--since"), _time_ms(until, "--until"))
     summary = replay_log(source, config, flags, window, resume=resume)
-    if as_json:
-        _print_json(summary_json(summary))
-    else:
-        print_summary(summary)
+    _tell(summary, as_json)
 
 
 @app.command()

@@ -25,14 +25,15 @@ from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
+from consumers.dead_letter import SUFFIX
 from consumers.errors import BrokerError
 from consumers.schema import EventSchema
-from pipeline.brokers import Broker, BrokerKind, EmbeddedBroker, choose_broker, free_port
+from pipeline.brokers import Broker, BrokerKind, EmbeddedBroker, RunningBroker, choose_broker, free_port
 from pipeline.checkpointer import Written
 from pipeline.config import Settings, load_settings
 from pipeline.daemon import Summary
 from pipeline.infer import infer_settings
-from pipeline.producing import make_topics
+from pipeline.producing import admin_of, make_topics
 from pipeline.running import build_daemon, kafka_source, on_signals
 from pipeline.table import LiveTable
 from pipeline.world_stream import CONTEXT_FEATURES, ITEM_FEATURES, USER_FEATURES
@@ -75,8 +76,8 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     home.mkdir(parents=True)
     with ExitStack() as stack:
         broker = stack.enter_context(choose_broker(options.broker))
-        settings = demo_settings(options, home, broker.bootstrap_servers)
-        make_topics(settings.kafka)
+        settings = demo_settings(options, home, broker)
+        stack.enter_context(demo_topics(settings, broker))
         ui = stack.enter_context(mlflow_ui(settings)) if options.ui else None
         producer = stack.enter_context(Producer(options, settings))
         producer.wait_for_catalogue()
@@ -84,16 +85,39 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     return _report(summary, metrics, producer.produced, settings, time.monotonic() - began)
 
 
-def demo_settings(options: DemoOptions, home: Path, bootstrap_servers: str) -> Settings:
-    """Settings of a short life: versions come every few seconds, and features fit the data."""
+def demo_settings(options: DemoOptions, home: Path, broker: Broker) -> Settings:
+    """Settings of a short life: versions come twice a minute, and features fit the data.
+
+    A broker of our own needs nothing from the environment; one that runs already keeps its security settings,
+    and gets topics of names that nothing else uses.
+    """
+    is_ours = not isinstance(broker, RunningBroker)
+    prefix = "hsnn" if is_ours else f"hsnn.demo.{time.time_ns() // 1_000_000:x}"
+    topics = {f"{kind}_topic": f"{prefix}.{kind}s" for kind in ("event", "item", "user")}
     quick: dict[str, Any] = {
         "home": str(home),
-        "kafka": {"bootstrap_servers": bootstrap_servers, "group_id": "hsnn-demo"},
+        "kafka": {"bootstrap_servers": broker.bootstrap_servers, "group_id": "hsnn-demo", **topics},
         "cadence": {"checkpoint_every_events": 50_000, "checkpoint_every_s": 15.0, "publish_every_s": 30.0},
         "registry": {"tracking_uri": f"sqlite:///{home.resolve() / 'mlflow.db'}"},
     }
-    quick.update(infer_settings(options.data) if options.data else world_settings())
-    return load_settings(options.config, quick)
+    if options.data is None:
+        quick.update(world_settings())
+    elif options.config is None:
+        quick.update(infer_settings(options.data))
+    return load_settings(options.config, quick, {} if is_ours else None)
+
+
+@contextmanager
+def demo_topics(settings: Settings, broker: Broker) -> Iterator[None]:
+    """The demo's topics; on a broker that is not ours they go when the demo ends."""
+    make_topics(settings.kafka)
+    try:
+        yield
+    finally:
+        if isinstance(broker, RunningBroker):
+            names = settings.kafka.topics()
+            with admin_of(settings.kafka) as admin:
+                admin.delete_topics([*names, *(f"{name}{SUFFIX}" for name in names)])
 
 
 def world_settings() -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from consumers import columns as c
 from consumers.parquet_log import LogFile, find_log
-from consumers.schema import FeatureKind
+from consumers.schema import Feature, FeatureKind
 
 # Few distinct values make a category, whatever they look like ("United Kingdom"). Of the rest, a column with
 # so many words a value is a text.
@@ -65,9 +65,11 @@ def _kind(column: pa.ChunkedArray, name: str) -> FeatureKind | None:
         return None
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return FeatureKind.NUMERIC
+    if pa.types.is_boolean(kind):
+        return FeatureKind.CATEGORICAL
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        # Lists of fractions are vectors of some other model, not values that tell items apart.
-        return None if pa.types.is_floating(kind.value_type) else FeatureKind.MULTI
+        # Not every list holds values: one of fractions is some other model's vector, which nothing here reads.
+        return FeatureKind.MULTI if Feature(name=name, kind=FeatureKind.MULTI).accepts(kind) else None
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _kind_of_strings(column)
     return None
