@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Test processes: most tests wait for a broker or a child, so two pay even on two cores.
+WORKERS ?= 2
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -16,14 +18,14 @@ setup: $(STAMP) ## Make .venv and install the pinned set (a few minutes the firs
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (the first time fetches PyTorch, a few minutes) ..." >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev,bench]' >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]' >&2
 	@touch $@
 
 demo: $(STAMP) ## A drifting world through Kafka, the trainer, the index and MLflow. ARGS="--help" tells more
 	@$(BIN)/hsnn demo $(ARGS)
 
 test: $(STAMP) ## The default test suite: embedded broker and genuine Apache Kafka
-	@$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	@$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-long: $(STAMP) ## Everything, the slow tests too
 	@$(BIN)/python -m pytest $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from typing import Any, Protocol, Self
 
 import orjson
 
+from consumers.errors import BrokerError
 from consumers.outbox import Outbox
+
+log = logging.getLogger(__name__)
 
 SUFFIX = ".dlq"
 REASON_HEADER = "hsnn.error.reason"
@@ -73,6 +77,15 @@ class DeadLetterSink(Protocol):
 
     def close(self) -> None:
         """Flush and release. Safe to call twice."""
+
+
+def close_dead_letters(sink: DeadLetterSink) -> None:
+    """Close a sink at the end of a reader. Letters are flushed before the batch that counts them is handed
+    out, so what fails here was raised there already, and must not hide the first error."""
+    try:
+        sink.close()
+    except (BrokerError, OSError) as error:
+        log.error("dead letters could not be flushed at the end: %s", error)
 
 
 class KafkaDeadLetters:

@@ -18,7 +18,7 @@ from kafka.structs import OffsetAndMetadata
 
 from consumers.batch import EventBatch, EventChunk, Position, Positions, Rebatcher
 from consumers.codecs import Record, decode_entities, decode_events
-from consumers.dead_letter import DeadLetterSink
+from consumers.dead_letter import DeadLetterSink, close_dead_letters
 from consumers.entities import entity_batches
 from consumers.errors import BrokerError, OffsetGapError
 from consumers.kafka_config import KafkaConfig
@@ -147,7 +147,7 @@ class KafkaSource:
 
     def close(self) -> None:
         self._prefetch.close()
-        self._dead_letters.close()
+        close_dead_letters(self._dead_letters)
 
     def _partitions(self, consumer: KafkaConsumer, positions: Positions) -> list[_Partition]:
         """Catalogue partitions first, at the positions saved or at the beginning."""

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from consumers import columns as c
 from consumers.batch import EventBatch, EventChunk, Position, Positions, Rebatcher, Reject
 from consumers.codecs import ARROW_TYPE, CONTENT_TYPE, Decoded, encode_arrow, with_positions
-from consumers.dead_letter import DeadLetter, DeadLetterSink
+from consumers.dead_letter import DeadLetter, DeadLetterSink, close_dead_letters
 from consumers.entities import entity_batches
 from consumers.errors import OffsetGapError
 from consumers.parquet_log import LogFile, check_file, find_log
@@ -116,7 +116,7 @@ class ParquetSource:
 
     def close(self) -> None:
         self._prefetch.close()
-        self._dead_letters.close()
+        close_dead_letters(self._dead_letters)
 
     def _read(self) -> None:
         for file, schema in self._entities:

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 from torch import Tensor
 
-from consumers.batch import Positions
 from index_refresh.learner import Learner
 from trainers.checkpoint import Manifest, prune_checkpoints, write_checkpoint
 
@@ -122,8 +121,3 @@ class Checkpointer:
                 self._orders.get_nowait()
             except queue.Empty:
                 return
-
-
-def positions_of(manifest: Manifest) -> Positions:
-    """Where the stream goes on behind a checkpoint."""
-    return dict(manifest.positions)

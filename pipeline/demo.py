@@ -24,13 +24,14 @@ import orjson
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
+from pydantic import SecretStr
 
 from consumers.dead_letter import SUFFIX
 from consumers.errors import BrokerError
 from consumers.schema import EventSchema
 from pipeline.brokers import Broker, BrokerKind, EmbeddedBroker, RunningBroker, choose_broker, free_port
 from pipeline.checkpointer import Written
-from pipeline.config import Settings, load_settings
+from pipeline.config import PREFIX, WELL_KNOWN, Settings, load_settings
 from pipeline.daemon import Summary
 from pipeline.infer import infer_settings
 from pipeline.producing import admin_of, make_topics
@@ -126,7 +127,7 @@ def world_settings() -> dict[str, Any]:
         "items": {"kind": "item", "features": [f.model_dump(mode="json") for f in ITEM_FEATURES]},
         "users": {"kind": "user", "features": [f.model_dump(mode="json") for f in USER_FEATURES]},
         "events": {"context": [f.model_dump(mode="json") for f in CONTEXT_FEATURES]},
-        "trainer": {"batch_size": 1024, "model": {"codebook": {"num_nodes": 128, "start_after_steps": 8}}},
+        "trainer": {"model": {"codebook": {"num_nodes": 128}}},
     }
 
 
@@ -207,7 +208,8 @@ class Producer:
     """The producing process: ``hsnn produce`` or ``hsnn simulate``, reporting JSON lines."""
 
     def __init__(self, options: DemoOptions, settings: Settings) -> None:
-        self._command = _producer_command(options, settings)
+        self._command = producer_command(options, settings)
+        self._environment = producer_environment(settings)
         self._config = settings.home / "producer.yaml"
         self._config.write_bytes(orjson.dumps(settings.model_dump(mode="json")))
         self._catalogue = threading.Event()
@@ -219,7 +221,9 @@ class Producer:
 
     def __enter__(self) -> Producer:
         with self._log.open("wb") as stderr:
-            self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=stderr)
+            self._process = subprocess.Popen(
+                self._command, stdout=subprocess.PIPE, stderr=stderr, env=self._environment
+            )
         threading.Thread(target=self._read, name="producer-progress", daemon=True).start()
         return self
 
@@ -275,7 +279,7 @@ class Producer:
         self._all_heard.set()
 
 
-def _producer_command(options: DemoOptions, settings: Settings) -> list[str]:
+def producer_command(options: DemoOptions, settings: Settings) -> list[str]:
     common = ["--config", str(settings.home / "producer.yaml"), "--json"]
     common += ["--follow", str(settings.status_file), "--max-lead", str(_MAX_LEAD)]
     if options.rate is not None:
@@ -286,6 +290,18 @@ def _producer_command(options: DemoOptions, settings: Settings) -> list[str]:
     # Endless means a billion: at a million events an hour, a century.
     events = options.events if options.events is not None else 10**9
     return [*hsnn, "simulate", "--kafka", "--events", str(events), "--seed", str(options.seed), *common]
+
+
+def producer_environment(settings: Settings) -> dict[str, str]:
+    """The producer reads its file alone: a topic or a cluster that a variable names is not the demo's.
+
+    Only secrets, which the file does not hold, go by the environment.
+    """
+    ours = {k: v for k, v in os.environ.items() if k not in WELL_KNOWN and not k.startswith(PREFIX)}
+    secrets = {
+        name: value.get_secret_value() for name, value in settings.kafka if isinstance(value, SecretStr)
+    }
+    return ours | {f"{PREFIX}KAFKA__{k.upper()}": orjson.dumps(v).decode() for k, v in secrets.items()}
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def _kind(column: pa.ChunkedArray, name: str) -> FeatureKind | None:
     if pa.types.is_boolean(kind):
         return FeatureKind.CATEGORICAL
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        # Not every list holds values: one of fractions is some other model's vector, which nothing here reads.
+        # Not every list holds values: one of fractions is another model's vector, which no feature reads.
         return FeatureKind.MULTI if Feature(name=name, kind=FeatureKind.MULTI).accepts(kind) else None
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _kind_of_strings(column)

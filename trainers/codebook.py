@@ -22,7 +22,7 @@ class CodebookConfig(BaseModel):
     start_after_items: int = Field(
         4, ge=1, description="k-means starts the codebook once there are this many live items a node ..."
     )
-    start_after_steps: int = Field(100, ge=1, description="... and this many steps were trained")
+    start_after_steps: int = Field(30, ge=1, description="... and this many steps were trained")
     anneal_steps: int = Field(200, ge=1, description="Steps after the start over which alpha and weight rise")
     min_alpha: float = Field(5.0, gt=0, description="Inverse temperature at the start")
     max_alpha: float = Field(20.0, gt=0, description="Inverse temperature held after annealing")

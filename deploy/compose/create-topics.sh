@@ -1,5 +1,5 @@
 #!/bin/sh
-# Creates the event, dead-letter and item topics where they do not exist yet. Runs in the Kafka image.
+# Creates the topics where they do not exist yet, as `hsnn produce` would. Runs in the Kafka image.
 set -eu
 
 create() {
@@ -10,6 +10,13 @@ create() {
         --topic "$name" --partitions "$partitions" --replication-factor 1 "$@"
 }
 
-create "$EVENT_TOPIC" "$EVENT_PARTITIONS" --config retention.ms=-1
-create "$EVENT_TOPIC.dlq" 1 --config retention.ms=-1
-create "$ITEM_TOPIC" 1 --config cleanup.policy=compact
+# 8 MiB a message: an Arrow message holds many events. A dead letter is the message and why.
+message=max.message.bytes=8388608
+letter=max.message.bytes=16777216
+
+create "$EVENT_TOPIC" "$EVENT_PARTITIONS" --config retention.ms=-1 --config "$message"
+create "$ITEM_TOPIC" 1 --config cleanup.policy=compact --config "$message"
+create "$USER_TOPIC" 1 --config cleanup.policy=compact --config "$message"
+for topic in "$EVENT_TOPIC" "$ITEM_TOPIC" "$USER_TOPIC"; do
+    create "$topic.dlq" 1 --config retention.ms=-1 --config "$letter"
+done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ import pytest
 import yaml
 from kafka.admin import KafkaAdminClient
 
+from consumers.kafka_config import KafkaConfig
+from consumers.kafka_sink import ensure_topics
 from pipeline.brokers import ApacheKafka, free_port
+from pipeline.config import load_settings
+from pipeline.daemon_config import CadenceConfig
+from pipeline.http import HttpConfig, HttpServer
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "deploy" / "compose" / "compose.yaml"
@@ -88,10 +94,10 @@ def test_every_file_and_volume_that_is_named_exists(
 
 
 def test_every_variable_has_a_default_that_the_example_shows() -> None:
-    used = dict(re.findall(r"\$\{(\w+):-(\w+)\}", COMPOSE.read_text()))
+    used = dict(re.findall(r"\$\{(\w+):-([\w.]+)\}", COMPOSE.read_text()))
     assert len(used) == len(set(re.findall(r"\$\{(\w+)", COMPOSE.read_text())))
     example = (COMPOSE.parent / ".env.example").read_text()
-    assert dict(re.findall(r"^(\w+)=(\w+)$", example, re.MULTILINE)) == used
+    assert dict(re.findall(r"^(\w+)=([\w.]+)$", example, re.MULTILINE)) == used
 
 
 def test_services_find_each_other_by_addresses_that_are_served(
@@ -161,28 +167,92 @@ def test_genuine_kafka_starts_with_these_settings(services: dict[str, dict[str, 
         admin.close()
 
 
-def test_topics_are_created_with_the_settings_that_the_doctor_asks_for(tmp_path: Path) -> None:
-    """Runs the real script; only the image's program is replaced by one that writes down its arguments."""
-    calls = tmp_path / "calls"
-    recorder = tmp_path / "kafka-topics.sh"
+def created_topics(tmp_path: Path, environment: dict[str, str]) -> dict[str, tuple[int, dict[str, str]]]:
+    """Partitions and settings by topic.
+
+    Runs the real script; only the image's program is replaced by one that writes down its arguments.
+    """
+    calls, recorder = tmp_path / "calls", tmp_path / "kafka-topics.sh"
     recorder.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
     recorder.chmod(0o755)
     script = (COMPOSE.parent / "create-topics.sh").read_text()
     assert script.count("/opt/kafka/bin/kafka-topics.sh") == 1
     script = script.replace("/opt/kafka/bin/kafka-topics.sh", str(recorder))
-    environment = {
-        "BOOTSTRAP_SERVERS": "kafka:19092",
-        "EVENT_TOPIC": "clicks",
-        "ITEM_TOPIC": "things",
-        "EVENT_PARTITIONS": "3",
-    }
     subprocess.run(["/bin/sh", "-c", script], env=environment, check=True)
-    common = "--bootstrap-server kafka:19092 --create --if-not-exists"
-    assert calls.read_text().splitlines() == [
-        f"{common} --topic clicks --partitions 3 --replication-factor 1 --config retention.ms=-1",
-        f"{common} --topic clicks.dlq --partitions 1 --replication-factor 1 --config retention.ms=-1",
-        f"{common} --topic things --partitions 1 --replication-factor 1 --config cleanup.policy=compact",
-    ]
+    return dict(map(created_topic, calls.read_text().splitlines()))
+
+
+def created_topic(line: str) -> tuple[str, tuple[int, dict[str, str]]]:
+    call = re.fullmatch(
+        r"--bootstrap-server kafka:19092 --create --if-not-exists --topic (\S+) --partitions (\d+) "
+        r"--replication-factor 1((?: --config \S+)*)",
+        line,
+    )
+    assert call is not None, line
+    topic, partitions, configs = call.groups()
+    return topic, (int(partitions), dict(re.findall(r"--config (\S+?)=(\S+)", configs)))
+
+
+class Recorder:
+    """Stands where an admin client would, and remembers the topics asked for."""
+
+    def __init__(self) -> None:
+        self.topics: dict[str, tuple[int, dict[str, str]]] = {}
+
+    def create_topics(self, topics: dict[str, dict[str, Any]], **_: Any) -> None:
+        for name, asked in topics.items():
+            self.topics[name] = (asked["num_partitions"], asked["configs"])
+
+
+def wanted_topics(config: KafkaConfig, partitions: int) -> dict[str, tuple[int, dict[str, str]]]:
+    recorder = Recorder()
+    ensure_topics(recorder, config, partitions)  # type: ignore[arg-type, unused-ignore]
+    return recorder.topics
+
+
+def defaults() -> dict[str, str]:
+    return dict(re.findall(r"\$\{(\w+):-([\w.]+)\}", COMPOSE.read_text()))
+
+
+def substituted(values: dict[str, Any], variables: dict[str, str]) -> dict[str, str]:
+    """An environment of a service as compose would fill it in."""
+    texts = {name: str(value) for name, value in values.items()}
+    return {
+        name: re.sub(r"\$\{(\w+):-[\w.]+\}", lambda match: variables[match.group(1)], text)
+        for name, text in texts.items()
+    }
+
+
+def test_topics_are_by_default_those_of_the_program(
+    services: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    environment = substituted(services["topics"]["environment"], defaults())
+    assert created_topics(tmp_path, environment) == wanted_topics(KafkaConfig(), partitions=1)
+
+
+def test_topics_renamed_in_the_env_file_are_created_and_read_alike(
+    services: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    renamed = {"EVENT_TOPIC": "clicks", "ITEM_TOPIC": "things", "USER_TOPIC": "folk", "EVENT_PARTITIONS": "3"}
+    variables = {**defaults(), **renamed}
+    daemon = load_settings(environment=substituted(services["hsnn"]["environment"], variables))
+    assert daemon.kafka.topics() == ["things", "folk", "clicks"]
+    created = created_topics(tmp_path, substituted(services["topics"]["environment"], variables))
+    assert created == wanted_topics(daemon.kafka, partitions=3)
+
+
+def test_the_daemons_environment_is_a_valid_configuration(services: dict[str, dict[str, Any]]) -> None:
+    settings = load_settings(environment=substituted(services["hsnn"]["environment"], defaults()))
+    default = load_settings(environment={})
+    assert settings.kafka.topics() == default.kafka.topics()
+    assert (settings.http.host, settings.http.port) == ("0.0.0.0", 8080)  # noqa: S104
+    assert settings.registry.tracking_uri == "http://mlflow:5000"
+
+
+def test_health_checks_ask_for_paths_that_are_answered(services: dict[str, dict[str, Any]]) -> None:
+    server = HttpServer(HttpConfig(), dict, time.monotonic)
+    (path,) = re.findall(r"localhost:8080(/\w+)", " ".join(services["hsnn"]["healthcheck"]["test"]))
+    assert server.answer(path)[0] == 200
 
 
 # Images
@@ -228,6 +298,16 @@ def test_both_deployments_give_the_daemon_the_same_time_to_leave(services: dict[
     unit = dict(re.findall(r"^(\w+)=(.+)$", UNIT.read_text(), re.MULTILINE))
     assert services["hsnn"]["stop_grace_period"] == f"{unit['TimeoutStopSec']}s"
     assert unit["Restart"] == "on-failure"
+    # Publishing at the end may take its full time, and the checkpoint before it some.
+    assert int(unit["TimeoutStopSec"]) >= CadenceConfig().publish_timeout_s + 30
+
+
+def test_the_unit_names_metrics_that_exist() -> None:
+    named = set(re.findall(r"\bhsnn_\w+", UNIT.read_text()))
+    status = dict.fromkeys(("checkpoint_stall_s",), 1.0)
+    server = HttpServer(HttpConfig(), lambda: status, time.monotonic)
+    assert named
+    assert named <= set(re.findall(r"^(hsnn_\w+)", server.answer("/metrics")[2].decode(), re.MULTILINE))
 
 
 def test_the_unit_reads_an_environment_that_the_example_fills() -> None:

@@ -12,7 +12,7 @@ import yaml
 from consumers.errors import ConfigError
 from pipeline.config import MASK, Settings, load_settings, mask_uri, merge_settings
 
-SECRET = "hunter2-and-more"
+SECRET = "hunter2-and-more"  # noqa: S105
 
 
 def written(folder: Path, content: str) -> Path:
@@ -181,7 +181,7 @@ def test_a_variable_that_is_no_yaml_is_named_without_its_value() -> None:
 
 
 def test_a_password_that_is_no_text_is_refused_without_being_shown() -> None:
-    with pytest.raises(ConfigError, match="kafka.sasl_plain_password: Input should be") as failure:
+    with pytest.raises(ConfigError, match=r"kafka\.sasl_plain_password: Input should be") as failure:
         from_environment(HSNN__KAFKA__SASL_PLAIN_PASSWORD="90210")  # noqa: S106
     assert "90210" not in str(failure.value)
 

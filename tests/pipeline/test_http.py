@@ -189,7 +189,7 @@ def test_a_taken_port_is_a_mistake_of_the_configuration() -> None:
 
 
 def test_an_address_that_is_not_ours_is_a_mistake_of_the_configuration() -> None:
-    with pytest.raises(ConfigError, match="192.0.2.1"):
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.1"):
         HttpServer(HttpConfig(host="192.0.2.1", port=0), dict, time.monotonic).start()
 
 
