@@ -149,7 +149,7 @@ def test_the_version_behind_an_alias_may_be_deleted_by_others(registry: Registry
 
 def test_promoting_a_version_that_does_not_exist_is_an_error_with_a_remedy(registry: Registry) -> None:
     registry.promote(new_version(registry).number)
-    with pytest.raises(RegistryError, match="hsnn versions"):
+    with pytest.raises(RegistryError, match="MLflow UI"):
         registry.promote(7)
     assert aliases(registry) == {CHAMPION: 1}
 
