@@ -32,9 +32,11 @@ __all__ = ["KafkaConfig", "KafkaSource"]
 log = logging.getLogger(__name__)
 
 _REST_S = 0.02
-"""Rest after a poll that found nothing; bounds how late data, a stop, a commit or queue room is noticed. We rest
-here and not inside ``poll``: a broker that answers an empty fetch at once, instead of waiting for data, makes a
-waiting ``poll`` fetch again without end, and that took 60 % of the interpreter away from training."""
+"""Rest after a poll that found nothing: bounds how late data, a stop, a commit or queue room is noticed.
+
+We rest here and not inside ``poll``: a broker that answers an empty fetch at once, instead of waiting for
+data, makes a waiting ``poll`` fetch again without end, which took 60 % of the interpreter from training.
+"""
 _CHECK_S = 5.0
 """How often end offsets are asked for: once in a while, since each is a round trip to every leader."""
 _STALL_S = 30.0
