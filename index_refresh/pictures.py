@@ -103,9 +103,9 @@ def _history_finding(history: History) -> str:
     moved, items = _column(history, "index_moved"), _column(history, "index_items")
     if len(history) < 2 or not np.isfinite(moved[-2:]).all():
         return "The index has no history yet"
-    share = (moved[-1] - moved[-2]) / max(items[-1], 1.0)
-    placed = int(_last(_column(history, "index_placed")))
-    return f"{placed:,} items placed so far; {share:.1%} of the catalogue moved in the last interval"
+    events = _column(history, EVENTS)
+    rate = 1_000 * (moved[-1] - moved[-2]) / max(events[-1] - events[-2], 1.0)
+    return f"{items[-1]:,.0f} items in the index; {rate:,.0f} moves per 1,000 events lately"
 
 
 def _recall_finding(history: History, name: str) -> str:
@@ -174,16 +174,21 @@ def _whole_edges(largest: int, bins: int = 24) -> Floats:
 
 
 def _draw_churn(axes: Any, history: History, events: Floats) -> None:
-    """Bars a interval: placed and moved upwards, removed and expired downwards."""
+    """Bars an interval: placed and moved upwards, removed and expired downwards. Rates, not counts, since
+    intervals differ in length."""
     lefts, widths = events[:-1], np.diff(events)
-    placed, moved = _increase(history, "index_placed"), _increase(history, "index_moved")
-    gone = _increase(history, "index_removed") + _increase(history, "index_expired")
+    thousands = np.maximum(widths, 1.0) / 1_000
+    placed, moved = (
+        _increase(history, "index_placed") / thousands,
+        _increase(history, "index_moved") / thousands,
+    )
+    gone = (_increase(history, "index_removed") + _increase(history, "index_expired")) / thousands
     bars = {"width": widths, "align": "edge", "edgecolor": "white", "linewidth": 0.5}
     axes.bar(lefts, placed, color=GREEN, label="new", **bars)
     axes.bar(lefts, moved, bottom=placed, color=BLUE, label="moved", **bars)
     axes.bar(lefts, -gone, color=RED, label="removed or expired", **bars)
     axes.axhline(0, color=INK, lw=0.8)
-    axes.set_ylabel("items")
+    axes.set_ylabel("items per\n1,000 events")
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.legend(frameon=False, ncols=3, fontsize=9, loc="upper right", borderaxespad=0.1)
     axes.set_ylim(top=max(float((placed + moved).max()), 1.0) * 1.2)
@@ -230,6 +235,7 @@ def _label_ends(axes: Any, ends: Iterable[tuple[float, float, str, str]]) -> Non
     """Names at the lines' ends instead of a legend, pushed apart where they would cover each other."""
     placed = sorted(ends, key=lambda end: end[1])
     top = max((axes.get_ylim()[1], *(end[1] for end in placed)))
+    axes.set_ylim(top=1.1 * top)
     room, last = 0.065 * top, -math.inf
     for x, y, label, colour in placed:
         last = max(y, last + room)
@@ -243,6 +249,7 @@ def _label_ends(axes: Any, ends: Iterable[tuple[float, float, str, str]]) -> Non
             color=colour,
             size=10,
             weight="bold",
+            annotation_clip=False,
         )
 
 

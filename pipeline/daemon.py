@@ -95,8 +95,8 @@ class Daemon:
             HsnnError: whatever made it impossible to go on; the last checkpoint stands.
         """
         self.source.open(self.learner.positions)
-        self._start()
         try:
+            self._start()
             for batch in self._batches():
                 self._take(batch)
                 self._keep_time()

@@ -81,7 +81,7 @@ def test_titles_say_what_the_figures_say() -> None:
     assert _recall_finding(history(3), "recall_index_at_100") == (
         "The index keeps 75% of flat recall and finds 1.50 times what popularity finds"
     )
-    assert "10.0% of the catalogue moved in the last interval" in _history_finding(history(3))
+    assert _history_finding(history(3)) == "100 items in the index; 10 moves per 1,000 events lately"
 
 
 def test_a_count_that_starts_anew_is_no_negative_growth() -> None:
