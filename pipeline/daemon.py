@@ -83,7 +83,7 @@ class Daemon:
         self._rate = RateMeter()
         self._began = time.monotonic()
         self._checkpointed_at = self._published_at = learner.trainer.events_trained
-        self._judged = (0, 0)
+        self._judged = (learner.trainer.events_trained, learner.rejected.total())
         self._beat = time.monotonic()
         self._last_status: dict[str, Any] = {}
         self._http = HttpServer(settings.http, lambda: self._last_status, lambda: self._beat)
