@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +55,20 @@ def print_demo(report: dict[str, Any], home: Path) -> None:
         ("champion", str(report["champion"])),
     ]
     _print("Demo", rows)
-    _CONSOLE.print(f"Ask the champion:   hsnn query --home {home} --user 17 -k 10", highlight=False)
-    _CONSOLE.print(
-        f"Look at versions:   mlflow ui --backend-store-uri sqlite:///{home}/mlflow.db", highlight=False
-    )
+    hsnn, mlflow = _command("hsnn"), _command("mlflow")
+    for line in (
+        f"Ask the champion:   {hsnn} query --home {home} --user 17 -k 10",
+        f"Look at versions:   {mlflow} ui --backend-store-uri sqlite:///{home}/mlflow.db",
+    ):
+        _CONSOLE.print(line, highlight=False, soft_wrap=True)
+
+
+def _command(name: str) -> str:
+    """How to call a program of this environment from here: by its name if the shell finds it."""
+    if shutil.which(name):
+        return name
+    path = Path(sys.executable).parent / name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _recall(metrics: dict[str, float]) -> list[tuple[str, str]]:
