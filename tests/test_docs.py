@@ -43,7 +43,7 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 # Commands that this file does not run, and why.
 ELSEWHERE = {
     "make demo": "minutes and an installation; tests/pipeline runs the demo",
-    'make demo ARGS="--events 50000 --exit"': "as make demo",
+    'make demo ARGS="--events 200000 --exit"': "as make demo",
     "make test": "runs this file",
     "make setup": "an installation",
     "make check": "CI runs it",
