@@ -168,6 +168,7 @@ class Refresher:
         rows = trainer.items.live_rows()
         side = trainer.refresh_vectors(torch.from_numpy(rows))
         with torch.no_grad():
+            trainer.model.observe_items(side.vectors_CV)
             codebook.start(trainer.model.index_vectors(side.vectors_CV), trainer.step, trainer.generator)
         self._assign(rows, hysteresis=0.0)
         self.epoch += 1

@@ -29,7 +29,7 @@ class CodebookConfig(BaseModel):
     index_weight: float = Field(1.0, ge=0, description="Weight of the node level's loss")
     reconstruction_weight: float = Field(0.1, ge=0, description="Weight of |z - pseudo item|^2")
     share_gradient: bool = Field(
-        True, description="Let the node level's loss shape the item vectors too (JOIM), not only the index"
+        False, description="Let the node level's loss shape the item vectors too (JOIM), not only the index"
     )
     balance_weight: float = Field(0.3, ge=0, description="Weight of the KL surrogate on hard usage")
     crowding: float = Field(

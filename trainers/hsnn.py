@@ -60,6 +60,8 @@ class UserSide:
 class HSNN(nn.Module):
     """The networks of both levels and the codebook between them."""
 
+    mean_item_V: Tensor
+
     def __init__(self, config: HSNNConfig, user_dim: int, item_dim: int, num_half_lives: int) -> None:
         super().__init__()
         self.config = config
@@ -76,6 +78,7 @@ class HSNN(nn.Module):
         self.node_bias_K = nn.Parameter(torch.zeros(config.codebook.num_nodes))
         self.node_popularity = nn.Parameter(torch.ones(1))
         self.ensemble_weight = nn.Parameter(torch.zeros(1))
+        self.register_buffer("mean_item_V", torch.zeros(self.vector_dim))
         self.calibration = nn.ModuleDict({level: Calibration() for level in ("item", "node")})
         nn.init.zeros_(self.item_bias.weight)
         nn.init.zeros_(self.item_bias.bias)
@@ -93,10 +96,20 @@ class HSNN(nn.Module):
         return ItemSide(vectors_CV, bias_C)
 
     def index_vectors(self, vectors_CV: Tensor) -> Tensor:
-        """Unit vectors [C, D] in which items and nodes are compared."""
+        """Unit vectors [C, D] in which items and nodes are compared, seen from the mean item.
+
+        What all items share leaves every softmax as it is, so nothing holds it in place: within some steps
+        it wanders by several times what tells items apart. Left in, it turned all unit vectors together.
+        """
         if not self.config.codebook.share_gradient:
             vectors_CV = vectors_CV.detach()
-        return functional.normalize(self.index_projection(vectors_CV), dim=1)
+        return functional.normalize(self.index_projection(vectors_CV - self.mean_item_V), dim=1)
+
+    @torch.no_grad()
+    def observe_items(self, vectors_CV: Tensor) -> None:
+        """Take the mean of uniformly drawn live items as the mean item."""
+        if len(vectors_CV):
+            self.mean_item_V.copy_(vectors_CV.mean(0))
 
     def node_logits(self, users: UserQueries) -> Tensor:
         """Logits [B, K] of the node level. A node's bias starts at the log of its popularity per member."""

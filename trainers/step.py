@@ -137,6 +137,8 @@ class TrainingStep:
         if not codebook.is_started:
             return None, torch.empty(0), torch.zeros(())
         z_CD = trainer.model.index_vectors(items.vectors_CV)
+        # After the use above: a batch is scored as a query just before it would have been.
+        trainer.model.observe_items(items.vectors_CV[self.drawn_index])
         affinity_CK = codebook.soft_assignment(z_CD, trainer.step)
         # Both act on uniformly drawn items: weighted by events, rare ones would pile up.
         drawn_CK = affinity_CK[self.drawn_index]
