@@ -10,15 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from trainers.hsnn import HSNN, UserSide
-from trainers.monn import UserQueries
-
-Int64s = npt.NDArray[np.int64]
 
 # What a padded place scores; below every logit a network can give, and finite.
 NO_ITEM = -1e30
@@ -98,13 +93,3 @@ def _beam(node_logits_BK: Tensor, index: IndexView, budget: int) -> tuple[Tensor
 def _best(logits_BT: Tensor, rows_BT: Tensor, k: int, scored_B: Tensor) -> SearchResult:
     scores_Bk, places_Bk = logits_BT.topk(min(k, logits_BT.shape[1]), dim=1)
     return SearchResult(rows_BT.gather(1, places_Bk), scores_Bk, scored_B)
-
-
-def one_user(users: UserSide, b: int) -> UserSide:
-    """User ``b`` alone."""
-    pick = slice(b, b + 1)
-    return UserSide(_pick(users.item, pick), _pick(users.node, pick))
-
-
-def _pick(queries: UserQueries, rows: slice) -> UserQueries:
-    return queries.select(rows)

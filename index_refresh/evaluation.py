@@ -18,7 +18,6 @@ from index_refresh.refresher import Refresher
 from trainers.trainer import OnlineTrainer, StepReport
 
 INDEX, FLAT, POPULARITY = "index", "flat", "popularity"
-RETRIEVERS = (INDEX, FLAT, POPULARITY)
 
 
 class EvaluationConfig(BaseModel):

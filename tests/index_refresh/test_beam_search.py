@@ -9,13 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import CODEBOOK, MODEL
 
-from index_refresh.beam_search import NO_ITEM, IndexView, SearchResult, one_user, search, search_flat
+from index_refresh.beam_search import NO_ITEM, IndexView, SearchResult, search, search_flat
 from index_refresh.leaf_lists import NOWHERE, LeafLists
 from trainers.hsnn import HSNN, UserSide
 from trainers.towers import seeded
 
 USER_DIM, NUM_ROWS, NUM_USERS = 6, 120, 5
 K = CODEBOOK.num_nodes
+
+
+def one_user(users: UserSide, b: int) -> UserSide:
+    """User ``b`` alone."""
+    alone = slice(b, b + 1)
+    return UserSide(users.item.select(alone), users.node.select(alone))
 
 
 @dataclass
