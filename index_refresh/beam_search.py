@@ -1,40 +1,83 @@
-"""Beam search: score the nodes, keep the best until their members fill the budget, score those, keep k.
+"""Beam search: score the nodes level by level, meet the members of the best leaves, keep the best k.
 
-The beam is bounded by items, not by nodes: the best nodes are taken until their members reach the budget, so
-that the cost of a request does not depend on how full the nodes it likes are.
+The last beam is bounded by items, not by leaves: leaves are taken, best first and in runs of their most
+popular members first, until the budget is reached. So the cost of a request does not depend on how full the
+leaves it likes are, and the popular items of a fair leaf come before the last ones of the best. What
+multiplies users with nodes is one matrix product a level for a whole batch; the walk of each user through
+the index runs in compiled numba kernels (``scan.py``), which free the interpreter's lock.
 
-Shapes: B users, K nodes, T candidates of the widest beam, N live items, V item vector.
+Shapes: B users, K nodes of a level, P leaves, S slots (rows of ``vectors``), R item rows, V item vector,
+N live items, k answers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from index_refresh.leaf_lists import Int32s, Int64s
+from index_refresh.scan import NO_ITEM, walker
 from trainers.hsnn import HSNN, UserSide
+from trainers.monn import UserQueries
 
-# What a padded place scores; below every logit a network can give, and finite.
-NO_ITEM = -1e30
+__all__ = ["NO_ITEM", "BeamSearch", "IndexView", "SearchResult", "search", "search_flat"]
+
+Floats = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+_NOTHING_BLOCKED = np.zeros(0, dtype=np.bool_)
+_NO_SCALES = np.zeros(0, dtype=np.float32)
+# A filtered search goes on past its budget until this many times k allowed items were scored: enough to
+# choose from, where the filter lets few items pass.
+_CHOICE = 2
+_ALL = 2**62
+# One node whose score is 0 for everybody: products, gates, offsets, bias and weight of a level.
+_NOTHING = np.zeros(0, dtype=np.float32)
+_ZERO = np.zeros(1, dtype=np.float32)
+_NO_LEVELS = ((np.zeros((1, 1), dtype=np.float32), _NOTHING, _NOTHING, _ZERO, _ZERO),)
 
 
 @dataclass(frozen=True, slots=True)
 class IndexView:
     """What a search reads. A view of live state is for the thread that owns it; a snapshot is a copy."""
 
-    entries: Tensor
-    starts_K: Tensor
-    sizes_K: Tensor
-    codes: Tensor
-    """Node of each item row."""
-    vectors: Tensor
-    """Item vectors by row, [rows, V]."""
-    biases: Tensor
-    live_rows: Tensor
-    """Rows of all live items, ascending."""
-    started: bool
-    """False until the codebook has started: there is no index yet, and every item is scored."""
+    nodes: tuple[int, ...]
+    """Nodes of each level, coarsest first; none as long as the codebook has not started: one leaf then holds
+    every item, and a search scores them all."""
+    starts_P: Int64s
+    sizes_P: Int64s
+    rows: Int32s
+    """Item rows, leaf after leaf."""
+    slots: Int32s
+    """Beside ``rows``: where in ``vectors`` each one's vector is."""
+    vectors_SV: npt.NDArray[Any]
+    """float32, or int8 with a scale a slot."""
+    biases_S: Floats
+    scales_S: Floats = field(default_factory=lambda: _NO_SCALES)
+    run: int = 0
+    """Items taken of a leaf at a time; whole leaves where 0. Members then stand roughly by bias, highest
+    first, and each run is ranked by its own most popular item."""
+    centres_P: Floats = field(default_factory=lambda: _NO_SCALES)
+    """With runs: log of the mean exp(bias) of each leaf's members."""
+    lifts_P: Floats = field(default_factory=lambda: _NO_SCALES)
+    """With runs: how far the highest bias of each leaf is above its centre."""
+
+    def __len__(self) -> int:
+        return int(self.sizes_P.sum())
+
+    def members(self) -> tuple[Int64s, Int64s, Int64s]:
+        """Rows, slots and leaves of all items, leaf after leaf."""
+        at = np.repeat(self.starts_P - (self.sizes_P.cumsum() - self.sizes_P), self.sizes_P)
+        at = at + np.arange(len(at))
+        leaves = np.repeat(np.arange(len(self.sizes_P)), self.sizes_P)
+        return self.rows[at].astype(np.int64), self.slots[at].astype(np.int64), leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,49 +90,133 @@ class SearchResult:
     """Items scored for each user."""
 
 
-@torch.no_grad()
+class BeamSearch:
+    """Searches over one index with the weights of one instant. Any number of threads may call it, as long
+    as nobody changes the index.
+
+    Args:
+        beams: nodes kept on each level above the last one; all where it says nothing.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: HSNN, index: IndexView, beams: Sequence[int] = ()) -> None:
+        self.index = index
+        # Without levels, the one leaf hangs under one node that says nothing.
+        self._nodes_L = np.array(index.nodes or (1,), dtype=np.int64)
+        self._ensemble_weight = np.float32(model.ensemble_weight.item() if index.nodes else 0.0)
+        self._all_L = np.full(len(self._nodes_L), _ALL, dtype=np.int64)
+        self._beams_L = np.array([*beams, *self._all_L][: len(self._nodes_L)], dtype=np.int64)
+        levels = range(len(index.nodes))
+        # Under a level's MoNN a path is the sum of its nodes' vectors, so ancestors' go through it too.
+        self._vectors = [
+            torch.cat([model.node_level(level).tower(model.codebook.nodes(a)) for a in range(level + 1)])
+            for level in levels
+        ]
+        self._biases = [model.node_bias(level).numpy() for level in levels]
+        self._weights = [
+            model.node_level(level).parent_weight.numpy().copy() if level else np.zeros(1, dtype=np.float32)
+            for level in levels
+        ]
+        config, quantized = model.config, index.vectors_SV.dtype == np.int8
+        self._walk = walker(index.vectors_SV.shape[1], config.overarch_hidden, quantized)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        users: UserSide,
+        k: int | Sequence[int],
+        budget: int,
+        blocked: Sequence[Mask | None] | Mask | None = None,
+        pool: ThreadPoolExecutor | None = None,
+    ) -> SearchResult:
+        """Top ``k`` items of each user, scoring about ``budget`` items a user.
+
+        Args:
+            k: how many items, for all users or one by one.
+            blocked: bool [R], item rows that may not be answered, for all users or one by one; later rows
+                are allowed. The walk goes on past the budget until there are enough allowed items to choose
+                from.
+            pool: threads that share the users among them; the calling thread does it all when left out.
+        """
+        num_users = len(users.item.queries_BQV)
+        ks = [k] * num_users if isinstance(k, int) else list(k)
+        masks = [blocked] * num_users if blocked is None or isinstance(blocked, np.ndarray) else list(blocked)
+        rows_Bk = np.zeros((num_users, max(ks, default=0)), dtype=np.int64)
+        scores_Bk = np.full(rows_Bk.shape, NO_ITEM, dtype=np.float32)
+        sides = self._sides(users)
+
+        def answer(user: int) -> int:
+            mask, wanted = masks[user], ks[user]
+            at_least = 0 if mask is None else _CHOICE * wanted
+            out = rows_Bk[user, :wanted], scores_Bk[user, :wanted]
+            return self._walk(*self._request(sides, user, mask), budget, at_least, *out)
+
+        scored = list((map if pool is None else pool.map)(answer, range(num_users)))
+        scores, order_Bk = torch.from_numpy(scores_Bk).sort(dim=1, descending=True, stable=True)
+        return SearchResult(torch.from_numpy(rows_Bk).gather(1, order_Bk), scores, torch.tensor(scored))
+
+    def _sides(self, users: UserSide) -> tuple[list[list[Any]], list[Any]]:
+        """Arrays of all users: of each level of nodes, and of the items."""
+        levels = []
+        for queries, vectors_KD, bias, weight in zip(
+            users.nodes, self._vectors, self._biases, self._weights, strict=False
+        ):
+            products_BQK = torch.matmul(queries.queries_BQV, vectors_KD.T).contiguous().numpy()
+            levels.append([products_BQK, queries.gates_BH.numpy(), queries.offsets_H.numpy(), bias, weight])
+        return levels, _arrays(users.item)
+
+    def _request(
+        self, sides: tuple[list[list[Any]], list[Any]], user: int, mask: Mask | None
+    ) -> tuple[Any, ...]:
+        levels = tuple((side[0][user], side[1][user], *side[2:]) for side in sides[0]) or _NO_LEVELS
+        queries_BQV, gates_BH, offsets_H = sides[1]
+        index = self.index
+        beams_L = self._beams_L if mask is None else self._all_L
+        return (
+            (self._nodes_L, beams_L, levels, self._ensemble_weight),
+            (index.starts_P, index.sizes_P, index.rows, index.slots),
+            (index.run, index.centres_P, index.lifts_P),
+            (queries_BQV[user], gates_BH[user], offsets_H),
+            (index.vectors_SV, index.scales_S, index.biases_S),
+            _NOTHING_BLOCKED if mask is None else mask,
+        )
+
+
+def _arrays(queries: UserQueries) -> list[Any]:
+    # Kernels read a query along its width: einsum leaves it the other way round, ten times slower to scan.
+    return [queries.queries_BQV.contiguous().numpy(), queries.gates_BH.numpy(), queries.offsets_H.numpy()]
+
+
 def search(model: HSNN, users: UserSide, index: IndexView, k: int, budget: int) -> SearchResult:
     """Top ``k`` items through the index, scoring about ``budget`` items a user."""
-    if not index.started:
-        return search_flat(model, users, index, k)
-    node_logits_BK = model.node_logits(users.node)
-    rows_BT, scored_B = _beam(node_logits_BK, index, budget)
-    vectors_BTV = index.vectors[rows_BT]
-    item_logits_BT = users.item.score_pairs(vectors_BTV) + index.biases[rows_BT]
-    node_logits_BT = node_logits_BK.gather(1, index.codes[rows_BT].clamp_min(0))
-    logits_BT = model.ensemble(item_logits_BT, node_logits_BT).masked_fill(rows_BT == 0, NO_ITEM)
-    return _best(logits_BT, rows_BT, k, scored_B)
+    return BeamSearch(model, index)(users, k, budget)
 
 
 @torch.no_grad()
 def search_flat(model: HSNN, users: UserSide, index: IndexView, k: int) -> SearchResult:
-    """Top ``k`` by scoring every live item with the same networks."""
-    rows_N = index.live_rows
-    logits_BN = users.item.score(index.vectors[rows_N]) + index.biases[rows_N]
-    if index.started:
-        node_logits_BK = model.node_logits(users.node)
-        logits_BN = model.ensemble(logits_BN, node_logits_BK[:, index.codes[rows_N].clamp_min(0)])
+    """Top ``k`` by scoring every item with the same networks: the recall that the index is held against."""
+    rows_N, slots_N, leaves_N = index.members()
+    vectors_NV = torch.from_numpy(index.vectors_SV[slots_N]).float()
+    if len(index.scales_S):
+        vectors_NV *= torch.from_numpy(index.scales_S[slots_N]).unsqueeze(1)
+    logits_BN = users.item.score(vectors_NV) + torch.from_numpy(index.biases_S[slots_N])
+    if index.nodes:
+        logits_BN = model.ensemble(logits_BN, leaf_logits(model, users)[:, leaves_N])
+    scores_Bk, places_Bk = logits_BN.topk(min(k, len(rows_N)), dim=1)
     scored_B = torch.full((len(logits_BN),), len(rows_N))
-    return _best(logits_BN, rows_N.expand(len(logits_BN), -1), k, scored_B)
+    return SearchResult(torch.from_numpy(rows_N)[places_Bk], scores_Bk, scored_B)
 
 
-def _beam(node_logits_BK: Tensor, index: IndexView, budget: int) -> tuple[Tensor, Tensor]:
-    """Candidate rows [B, T], padded with row 0, and how many there are for each user."""
-    order_BK = node_logits_BK.argsort(dim=1, descending=True)
-    sizes_BK = index.sizes_K[order_BK]
-    before_BK = sizes_BK.cumsum(1) - sizes_BK
-    taken_BK = torch.where(before_BK < budget, sizes_BK, 0)
-    scored_B = taken_BK.sum(1)
-    rows_BT = torch.zeros((len(order_BK), int(scored_B.max())), dtype=torch.int64)
-    lengths = taken_BK.flatten()
-    member = torch.arange(int(lengths.sum())) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-    source = torch.repeat_interleave(index.starts_K[order_BK].flatten(), lengths) + member
-    target = torch.repeat_interleave(before_BK.flatten(), lengths) + member
-    user = torch.repeat_interleave(torch.arange(len(order_BK)), scored_B)
-    rows_BT[user, target] = index.entries[source]
-    return rows_BT, scored_B
-
-
-def _best(logits_BT: Tensor, rows_BT: Tensor, k: int, scored_B: Tensor) -> SearchResult:
-    scores_Bk, places_Bk = logits_BT.topk(min(k, logits_BT.shape[1]), dim=1)
-    return SearchResult(rows_BT.gather(1, places_Bk), scores_Bk, scored_B)
+@torch.no_grad()
+def leaf_logits(model: HSNN, users: UserSide) -> Tensor:
+    """Logits of every leaf, [B, P], level by level with the networks as they train."""
+    logits_BP = model.node_logits(users.nodes[0])
+    vectors_PD = model.codebook.nodes(0)
+    for level in range(1, model.num_levels):
+        own_KD = model.codebook.nodes(level)
+        vectors_PD = (vectors_PD.unsqueeze(1) + own_KD).flatten(0, 1)
+        nodes_PD = model.node_level(level).tower(vectors_PD)
+        coarser_BP = logits_BP.repeat_interleave(len(own_KD), dim=1)
+        own_BP = users.nodes[level].score(nodes_PD) + model.node_bias(level)
+        logits_BP = own_BP + model.node_level(level).parent_weight * coarser_BP
+    return logits_BP

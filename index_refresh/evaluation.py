@@ -6,6 +6,7 @@ What is measured is what serves: the same search over the same cached vectors. S
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from consumers import columns as c
 from consumers.batch import EventBatch
-from index_refresh.beam_search import IndexView, search, search_flat
+from index_refresh.beam_search import BeamSearch, search_flat
 from index_refresh.refresher import Refresher
 from trainers.trainer import OnlineTrainer, StepReport
 
@@ -28,6 +29,11 @@ class EvaluationConfig(BaseModel):
     k: int = Field(100, ge=1, description="Recall@k: share of events whose item is among k answers")
     budget: float = Field(
         0.08, gt=0, le=1, description="Share of the live items that a search may score (at least 2k items)"
+    )
+    beams: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        description="Nodes that a search keeps on each level above the last, coarsest first; all where it "
+        "says nothing. The last level's beam is bounded by the budget",
     )
     scores_per_event: float = Field(
         400.0,
@@ -77,23 +83,25 @@ class Evaluator:
         item_ids = batch.table.column(c.ITEM_ID).to_numpy()[picked.numpy()]
         wanted_B1 = torch.from_numpy(trainer.items.find(item_ids)).unsqueeze(1)
         users, index = trainer.user_side(request), self._refresher.view()
-        through = search(trainer.model, users, index, k, self.budget(len(trainer.items)))
+        search = BeamSearch(trainer.model, index, self.config.beams)
+        through = search(users, k, self.budget(len(trainer.items)))
         flat = search_flat(trainer.model, users, index, k)
         known_B = wanted_B1.squeeze(1) > 0
         columns = [
             _hits(through.rows_Bk, wanted_B1),
             _hits(flat.rows_Bk, wanted_B1),
-            through.scored_B / max(len(index.live_rows), 1),
+            through.scored_B / max(len(index), 1),
             ~known_B,
-            *self._popularity_hits(index, wanted_B1),
+            *self._popularity_hits(wanted_B1),
         ]
         return torch.stack([column.float() for column in columns], dim=1)
 
-    def _popularity_hits(self, index: IndexView, wanted_B1: Tensor) -> Iterable[Tensor]:
-        counts_NL = self._trainer.items.liked.read(index.live_rows)
+    def _popularity_hits(self, wanted_B1: Tensor) -> Iterable[Tensor]:
+        live_rows = torch.from_numpy(self._trainer.items.live_rows())
+        counts_NL = self._trainer.items.liked.read(live_rows)
         best_kL = counts_NL.topk(min(self.config.k, len(counts_NL)), dim=0).indices
         for half_life in range(counts_NL.shape[1]):
-            yield _hits(index.live_rows[best_kL[:, half_life]].unsqueeze(0), wanted_B1)
+            yield _hits(live_rows[best_kL[:, half_life]].unsqueeze(0), wanted_B1)
 
     def _keep(self, answers: Tensor) -> None:
         self._window = torch.cat([self._window, answers])[-self.config.window :]

@@ -14,10 +14,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from consumers.batch import EntityBatch, EventBatch, Position, Positions
+from consumers.batch import EntityBatch, EntityKind, EventBatch, Position, Positions
 from consumers.errors import CheckpointError
 from consumers.schema import Feature
 from index_refresh.evaluation import EvaluationConfig, Evaluator
+from index_refresh.fresh import Fresh
 from index_refresh.refresher import RefreshConfig, Refresher
 from trainers.checkpoint import Checkpoint, Manifest
 from trainers.trainer import FeatureSets, OnlineTrainer, TrainerConfig
@@ -51,6 +52,7 @@ class Learner:
         self.trainer = OnlineTrainer(config.trainer, config.features())
         self.refresher = Refresher(config.refresh, self.trainer)
         self.evaluator = Evaluator(config.evaluation, self.trainer, self.refresher)
+        self.fresh = Fresh(self.trainer)
         self.positions: Positions = {}
         self.rejected: Counter[str] = Counter()
         self.parent: str | None = None
@@ -62,6 +64,8 @@ class Learner:
         changed, freed = self.trainer.apply_entities(batch)
         self.refresher.remove(freed)
         self.refresher.arrive(changed)
+        if batch.kind is EntityKind.ITEM:
+            self.fresh.removed(batch.removed)
         self._passed(batch)
 
     def learn(self, batch: EventBatch) -> None:
@@ -76,6 +80,7 @@ class Learner:
     def _passed(self, batch: EventBatch | EntityBatch) -> None:
         self.positions.update(batch.positions)
         self.rejected.update(batch.rejected)
+        self.fresh.settle()
 
     # -- figures -----------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Pictures of the index and of recall, as PNG bytes. Each title says what is to be seen.
+"""Pictures of the index and of recall over the events trained, as PNG bytes. Titles say what is to be seen.
 
 A history is a list of flat metrics over time, oldest first, each with ``events_trained``; points and lines
 that are missing are left out. Nothing here touches live state, so any thread may draw.
@@ -9,103 +9,115 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from index_refresh.leaf_lists import Int64s
+from index_refresh.picture_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    RED,
+    new_figure,
+    plain,
+    png,
+    say_nothing,
+)
 
 History = Sequence[Mapping[str, float]]
 Floats = npt.NDArray[np.float64]
 
 EVENTS = "events_trained"
-# Okabe and Ito's palette: told apart by colour-blind readers too.
-BLUE, ORANGE, GREEN, RED, GREY, INK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8F98", "#2B2F36"
-DPI = 110
 _RECALL = re.compile(r"recall_index_at_(\d+)")
+_SIMILARITY = re.compile(r"index_level(\d+)_(item_to_centre|centre_to_centre)")
+_LEVEL_COLOURS = (BLUE, ORANGE, GREEN)
+_RETRIEVERS = (("index", BLUE, 2.4, "-"), ("flat", INK, 1.4, "--"), ("popularity", ORANGE, 1.8, "-"))
 
 
-def occupancy_picture(sizes_K: Int64s, level: str = "level 1") -> bytes:
-    """How evenly the items are spread over the K nodes of a level: sizes in order, and how common each is."""
-    figure = Figure(figsize=(9, 4.2), dpi=DPI, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.7, 1.0))
-    placed = int(sizes_K.sum())
-    _headline(figure, _occupancy_finding(sizes_K), f"{placed:,} items in {len(sizes_K):,} nodes of {level}")
-    if placed:
-        _draw_sorted_sizes(left, sizes_K)
-        _draw_size_histogram(right, sizes_K)
-    else:
-        _say_nothing(left, "the codebook has not started")
-        right.set_axis_off()
-    return _png(figure)
-
-
-def index_history_picture(history: History) -> bytes:
-    """What moved in the index over the events trained: items placed, moved and gone; balance; nodes used."""
-    figure = Figure(figsize=(9, 6.2), dpi=DPI, layout="constrained")
-    churn, balance, nodes = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 1.0, 1.0))
-    _headline(figure, _history_finding(history), "per interval between two points of the history")
+def churn_picture(history: History) -> bytes:
+    """Items that were born, moved and gone over the events trained, and how many there were."""
     if len(history) < 2:
-        _say_nothing(churn, "the history has fewer than two points")
-        balance.set_axis_off()
-        nodes.set_axis_off()
-        return _png(figure)
-    events = _column(history, EVENTS)
-    _draw_churn(churn, history, events)
-    _draw_balance(balance, history, events)
-    _draw_nodes(nodes, history, events)
-    _events_axis(nodes)
-    return _png(figure)
+        figure = new_figure(1.6, "The index has no history yet", "it starts with the second point")
+        say_nothing(figure.subplots(), "nothing to compare yet")
+        return png(figure)
+    figure = new_figure(
+        4.8, _churn_finding(history), "births, moves and deaths between points of the history"
+    )
+    churn, items = figure.subplots(2, 1, sharex=True, height_ratios=(2.0, 1.0))
+    _draw_churn(churn, history)
+    _draw_lines(items, history, {"index_items": "items"}, "items")
+    items.yaxis.set_major_formatter(EngFormatter(sep=""))
+    _events_axis(items)
+    return png(figure)
+
+
+def balance_picture(history: History) -> bytes:
+    """Evenness of the node sizes over the events trained; similarity of the centres where it was measured."""
+    explained = "sizes of the coarsest nodes; entropy is 1 where all are equal"
+    if not np.isfinite(_column(history, "index_max_over_mean")).any():
+        figure = new_figure(1.6, "The index has no balance yet", explained)
+        say_nothing(figure.subplots(), "no item was placed yet")
+        return png(figure)
+    measured = bool(_measured_levels(history))
+    figure = new_figure(7.4 if measured else 5.8, _balance_finding(history), explained)
+    panels = figure.subplots(4 if measured else 3, 1, sharex=True)
+    sizes = {"index_max_over_mean": "largest", "index_std_over_mean": "standard deviation"}
+    _draw_lines(panels[0], history, sizes, "items\nover the mean")
+    _draw_lines(panels[1], history, {"index_entropy_ratio": "entropy"}, "entropy of\nthe sizes")
+    panels[1].set_ylim(0, 1.08)
+    _draw_nodes(panels[2], history)
+    if measured:
+        _draw_similarities(panels[3], history)
+    _events_axis(panels[-1])
+    return png(figure)
 
 
 def recall_picture(history: History) -> bytes:
     """Test-then-train recall over the events trained: through the index, flat, and of popularity."""
-    figure = Figure(figsize=(9, 4.2), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
     name = _recall_name(history)
     if name is None:
-        _headline(figure, "Recall is not known yet", "no event was answered before it was learnt")
-        _say_nothing(axes, "nothing answered yet")
-        return _png(figure)
-    _headline(figure, _recall_finding(history, name), _recall_explained(history, name))
-    lines = (("index", BLUE, 2.4), ("flat", INK, 1.4), ("popularity", ORANGE, 1.8))
-    ends = [
-        _draw_line(axes, history, name.replace("index", of, 1), of, colour, width)
-        for of, colour, width in lines
-    ]
-    _label_ends(axes, [end for end in ends if end is not None])
+        figure = new_figure(1.6, "Recall is not known yet", "no event was answered before it was learnt")
+        say_nothing(figure.subplots(), "nothing answered yet")
+        return png(figure)
+    figure = new_figure(4.2, _recall_finding(history, name), _recall_explained(history, name))
+    axes = figure.subplots()
+    ends = []
+    for of, colour, width, style in _RETRIEVERS:
+        end = _draw_line(axes, history, name.replace("index", of, 1), colour, width, style)
+        if end is not None:
+            ends.append((*end, of, colour))
+    _label_ends(axes, ends)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylabel(name.replace("recall_index_at_", "recall@"))
     _events_axis(axes)
-    _plain(axes)
-    return _png(figure)
+    plain(axes)
+    return png(figure)
 
 
 # -- findings: what a title says ---------------------------------------------------------------------------
 
 
-def _occupancy_finding(sizes_K: Int64s) -> str:
-    if not sizes_K.any():
-        return "The index has no items yet"
-    used = int((sizes_K > 0).sum())
-    nodes = (
-        "All nodes are in use" if used == len(sizes_K) else f"{used:,} of {len(sizes_K):,} nodes are in use"
-    )
-    return f"{nodes}; the largest holds {sizes_K.max() / sizes_K.mean():.1f} times the mean"
-
-
-def _history_finding(history: History) -> str:
+def _churn_finding(history: History) -> str:
     moved, items = _column(history, "index_moved"), _column(history, "index_items")
-    if len(history) < 2 or not np.isfinite(moved[-2:]).all():
-        return "The index has no history yet"
+    if not np.isfinite(moved[-2:]).all():
+        return "What moved is not known"
     events = _column(history, EVENTS)
-    rate = 1_000 * (moved[-1] - moved[-2]) / max(events[-1] - events[-2], 1.0)
+    rate = 1_000 * max(moved[-1] - moved[-2], 0.0) / max(events[-1] - events[-2], 1.0)
     return f"{items[-1]:,.0f} items in the index; {rate:,.0f} moves per 1,000 events lately"
+
+
+def _balance_finding(history: History) -> str:
+    largest = _column(history, "index_max_over_mean")
+    known = largest[np.isfinite(largest)]
+    first, last = f"{known[0]:.1f}", f"{known[-1]:.1f}"
+    way = "up" if known[-1] > known[0] else "down"
+    change = "" if first == last else f", {way} from {first}"
+    return f"The largest node holds {last} times the mean{change}"
 
 
 def _recall_finding(history: History, name: str) -> str:
@@ -135,100 +147,89 @@ def _recall_name(history: History) -> str | None:
 # -- panels --------------------------------------------------------------------------------------------------
 
 
-def _draw_sorted_sizes(axes: Any, sizes_K: Int64s) -> None:
-    ordered, mean = np.sort(sizes_K)[::-1], float(sizes_K.mean())
-    axes.fill_between(
-        np.arange(len(ordered) + 1), np.append(ordered, ordered[-1]), step="post", color=BLUE, lw=0
-    )
-    axes.axhline(mean, color=RED, lw=1.2)
-    axes.annotate(
-        f"mean {mean:,.1f}",
-        (len(ordered), mean),
-        (-4, 4),
-        textcoords="offset points",
-        ha="right",
-        color=RED,
-        size=9,
-    )
-    axes.set(
-        xlim=(0, len(ordered)), ylim=(0, ordered[0] * 1.08), xlabel="nodes, largest first", ylabel="items"
-    )
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _plain(axes)
-
-
-def _draw_size_histogram(axes: Any, sizes_K: Int64s) -> None:
-    edges = _whole_edges(int(sizes_K.max()))
-    axes.hist(sizes_K, bins=edges, color=BLUE, rwidth=0.92)
-    axes.axvline(float(sizes_K.mean()), color=RED, lw=1.2)
-    axes.set(xlabel="items a node", ylabel="nodes")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _plain(axes)
-
-
-def _whole_edges(largest: int, bins: int = 24) -> Floats:
-    """Edges between whole numbers, so that no bar holds one size more than its neighbour."""
-    width = max(math.ceil((largest + 1) / bins), 1)
-    return np.arange(0.0, largest + width + 1.0, width) - 0.5
-
-
-def _draw_churn(axes: Any, history: History, events: Floats) -> None:
-    """Bars an interval: placed and moved upwards, removed and expired downwards. Rates, not counts, since
-    intervals differ in length."""
-    lefts, widths = events[:-1], np.diff(events)
-    thousands = np.maximum(widths, 1.0) / 1_000
-    placed, moved = (
-        _increase(history, "index_placed") / thousands,
-        _increase(history, "index_moved") / thousands,
-    )
+def _draw_churn(axes: Any, history: History) -> None:
+    """Steps an interval: born and moved upwards, gone downwards. Rates, not counts, since intervals differ in
+    length."""
+    events = _column(history, EVENTS)
+    thousands = np.maximum(np.diff(events), 1.0) / 1_000
+    born = _increase(history, "index_placed") / thousands
+    moved = _increase(history, "index_moved") / thousands
     gone = (_increase(history, "index_removed") + _increase(history, "index_expired")) / thousands
-    bars = {"width": widths, "align": "edge", "edgecolor": "white", "linewidth": 0.5}
-    axes.bar(lefts, placed, color=GREEN, label="new", **bars)
-    axes.bar(lefts, moved, bottom=placed, color=BLUE, label="moved", **bars)
-    axes.bar(lefts, -gone, color=RED, label="removed or expired", **bars)
+    axes.stairs(born, events, fill=True, color=GREEN, label=f"born  {born[-1]:,.1f}")
+    axes.stairs(born + moved, events, baseline=born, fill=True, color=BLUE, label=f"moved  {moved[-1]:,.1f}")
+    axes.stairs(-gone, events, fill=True, color=RED, label=f"removed or expired  {gone[-1]:,.1f}")
     axes.axhline(0, color=INK, lw=0.8)
     axes.set_ylabel("items per\n1,000 events")
-    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    top = _top(born + moved)
+    axes.set_ylim(-1.1 * max(_top(gone), 0.12 * top), 1.25 * top)
     axes.legend(frameon=False, ncols=3, fontsize=9, loc="upper right", borderaxespad=0.1)
-    axes.set_ylim(top=max(float((placed + moved).max()), 1.0) * 1.2)
-    _plain(axes)
+    plain(axes)
+    if (born + moved).max() > 1.25 * top:
+        note = f"the highest goes up to {(born + moved).max():,.0f}"
+        axes.text(0.0, 1.01, note, size=8, color=GREY, transform=axes.transAxes)
 
 
-def _draw_balance(axes: Any, history: History, events: Floats) -> None:
-    axes.plot(events, _column(history, "index_max_over_mean"), color=BLUE, lw=2)
+def _top(rates: Floats) -> float:
+    """Where an axis ends: at the largest rate, unless a few spikes would press all the rest flat."""
+    largest, usual = float(rates.max()), float(np.quantile(rates, 0.95))
+    return max(2.0 * usual if 0 < 5 * usual < largest else largest, 1.0)
+
+
+def _draw_lines(axes: Any, history: History, lines: Mapping[str, str], label: str) -> None:
+    """A line a metric that is known; ``lines`` gives their names in the legend."""
+    for (name, called), colour in zip(lines.items(), (BLUE, ORANGE, GREEN), strict=False):
+        end = _draw_line(axes, history, name, colour, 1.8)
+        if end is not None and len(lines) > 1:
+            axes.lines[-1].set_label(f"{called}  {end[1]:.2f}")
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("largest node\n/ mean")
-    _plain(axes)
+    axes.set_ylabel(label)
+    if len(lines) > 1:
+        axes.legend(frameon=False, ncols=3, fontsize=9, loc="upper right", borderaxespad=0.1)
+        axes.margins(y=0.35)
+    plain(axes)
 
 
-def _draw_nodes(axes: Any, history: History, events: Floats) -> None:
-    used, total = _column(history, "index_nodes_used"), _column(history, "index_nodes")
-    axes.plot(events, used / np.maximum(total, 1.0), color=BLUE, lw=2)
-    axes.set_ylim(0, 1.05)
+def _draw_nodes(axes: Any, history: History) -> None:
+    events, total = _column(history, EVENTS), _column(history, "index_nodes")
+    axes.plot(events, _column(history, "index_nodes_used") / np.maximum(total, 1.0), color=BLUE, lw=1.8)
+    axes.set_ylim(0, 1.08)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylabel("nodes in use")
-    _plain(axes)
+    plain(axes)
+
+
+def _draw_similarities(axes: Any, history: History) -> None:
+    """Items near their own centre and centres far from each other are what an index wants."""
+    for level, colour in zip(_measured_levels(history), _LEVEL_COLOURS, strict=False):
+        for what, style in (("item_to_centre", "-"), ("centre_to_centre", "--")):
+            end = _draw_line(axes, history, f"index_level{level}_{what}", colour, 1.6, style)
+            if end is not None:
+                axes.lines[-1].set_label(f"{what.replace('_', ' ')}, level {level}  {end[1]:.2f}")
+    axes.set_ylabel("cosine")
+    low, high = axes.get_ylim()
+    axes.set_ylim(top=high + 0.6 * (high - low))
+    axes.legend(frameon=False, ncols=2, fontsize=8.5, loc="upper right", borderaxespad=0.1)
+    plain(axes)
+
+
+def _measured_levels(history: History) -> list[int]:
+    names = {name for figures in history[-1:] for name in figures}
+    return sorted({int(found[1]) for name in names if (found := _SIMILARITY.fullmatch(name))})
 
 
 def _draw_line(
-    axes: Any, history: History, name: str, label: str, colour: str, width: float
-) -> tuple[float, float, str, str] | None:
-    """One line; its end, label and colour."""
+    axes: Any, history: History, name: str, colour: str, width: float, style: str = "-"
+) -> tuple[float, float] | None:
+    """One line, and where it ends; nothing where no point is known."""
     events, values = _column(history, EVENTS), _column(history, name)
     there = np.isfinite(values) & np.isfinite(events)
     if not there.any():
         return None
     marker = "o" if there.sum() == 1 else ""
-    axes.plot(
-        events[there],
-        values[there],
-        color=colour,
-        lw=width,
-        marker=marker,
-        ls="--" if label == "flat" else "-",
-    )
-    return float(events[there][-1]), float(values[there][-1]), label, colour
+    axes.plot(events[there], values[there], color=colour, lw=width, marker=marker, ls=style)
+    return float(events[there][-1]), float(values[there][-1])
 
 
 def _label_ends(axes: Any, ends: Iterable[tuple[float, float, str, str]]) -> None:
@@ -270,31 +271,6 @@ def _increase(history: History, name: str) -> Floats:
     return np.nan_to_num(np.maximum(np.diff(_column(history, name)), 0.0))
 
 
-def _headline(figure: Figure, finding: str, detail: str) -> None:
-    figure.suptitle(f"{finding}\n", x=0.01, ha="left", size=13, weight="bold", color=INK)
-    figure.text(0.01, 0.915 if figure.get_figheight() < 5 else 0.942, detail, size=9.5, color=GREY)
-
-
 def _events_axis(axes: Any) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_xlabel("events trained")
-
-
-def _plain(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.grid(axis="y", color="#E6E8EB", lw=0.8)
-    axes.set_axisbelow(True)
-
-
-def _say_nothing(axes: Any, why: str) -> None:
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, why, ha="center", va="center", color=GREY, size=11, transform=axes.transAxes)
-
-
-def _png(figure: Figure) -> bytes:
-    sink = BytesIO()
-    # The library's version would otherwise be written into the file and change it with every upgrade.
-    figure.savefig(sink, format="png", facecolor="white", metadata={"Software": None})
-    return sink.getvalue()

@@ -1,6 +1,9 @@
 """Keeps the index true to the model: arrivals, touched items, a sweep in slices, removals, repair.
 
-Works only when asked, in the trainer's thread, at batch boundaries. Shapes: N rows, K nodes, D width.
+Works only when asked, in the trainer's thread, at batch boundaries. What a call costs is bounded by the rows
+it is given and by the slices of the configuration, never by the size of the catalogue.
+
+Shapes: N rows, K nodes of a level, P leaves, L levels, D width.
 """
 
 from __future__ import annotations
@@ -8,19 +11,31 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.nn import functional
 
+from index_refresh.assignment import assign, path_distances
 from index_refresh.beam_search import IndexView
-from index_refresh.health import health
+from index_refresh.density import LeafDensity
+from index_refresh.flows import Membership
+from index_refresh.health import balance, centre_similarity, item_similarity
 from index_refresh.leaf_lists import NOWHERE, Int64s, LeafLists
+from index_refresh.repair import Repair, RepairConfig
+from index_refresh.snapshot import IndexVersion, Snapshot
+from index_refresh.sweep import Sweep
 from trainers.entities import BIAS, VECTOR
-from trainers.hsnn import ItemSide
 from trainers.trainer import OnlineTrainer
 
+Mask = npt.NDArray[np.bool_]
+
 COUNTED = ("placed", "moved", "removed", "expired", "revived")
+# Items taken of a leaf at a time: a few cache lines of biases to rank by, and a run of vectors long enough to
+# read ahead.
+RUN = 16
+# How much the newest rows say about the running similarity of items and centres.
+_NEWS = 0.05
 
 
 class RefreshConfig(BaseModel):
@@ -29,12 +44,21 @@ class RefreshConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sweep_rows: int = Field(1024, ge=0, description="Items re-embedded and re-assigned a training step")
-    hysteresis: float = Field(
-        0.02, ge=0, description="A touched item moves only when the new node is nearer by this much"
+    fill_rows: int = Field(
+        4096,
+        ge=1,
+        description="The same while a codebook that has just started is filled; until every item has its "
+        "leaf, searches score all items",
     )
-    repair_every_steps: int = Field(50, ge=1, description="Steps between looks for dead and crowded nodes")
-    crowded: float = Field(4.0, gt=1, description="A node of this many times the mean size is split")
-    repairs_at_a_time: int = Field(8, ge=0, description="Most nodes revived in one repair: bounds churn")
+    hysteresis: float = Field(
+        0.02, ge=0, description="A touched item moves only when the new leaf is nearer by this much"
+    )
+    moves_at_a_time: int = Field(
+        1024,
+        ge=0,
+        description="Most items moved a training step, those with most to gain first: bounds churn",
+    )
+    repair: RepairConfig = Field(RepairConfig())
     expire_after_days: float | None = Field(
         None, gt=0, description="Days of stream without event or catalogue message after which an item leaves"
     )
@@ -46,33 +70,56 @@ class Refresher:
     def __init__(self, config: RefreshConfig, trainer: OnlineTrainer) -> None:
         self.config = config
         self.trainer = trainer
-        self.leaves = LeafLists(trainer.config.model.codebook.num_nodes)
+        self.nodes = trainer.config.model.codebook.nodes
+        self.leaves = LeafLists(trainer.config.model.codebook.num_leaves)
         self.epoch = 0
-        """Grows with every change of the codebook's start or of a repair."""
+        """Grows with every call that changed the index."""
+        self.codebook_version = 0
+        """Grows when the codebook starts and with every repair; between them it follows its gradient."""
         self.counts: Counter[str] = Counter()
-        self._sweep_from = 0
+        self._sweep = Sweep()
+        self._density = LeafDensity(self.leaves.num_leaves)
+        self._repair = Repair(config.repair, self)
+        self._similarity_L = torch.zeros(len(self.nodes), dtype=torch.float64)
+
+    @property
+    def is_ready(self) -> bool:
+        """True once every item has a leaf: from then on searches go through the index."""
+        return self.trainer.model.codebook.is_started and not self._sweep.filling
 
     # -- what the daemon asks for ------------------------------------------------------------------------
 
     def arrive(self, rows: Int64s) -> None:
-        """Place rows that are new or whose features changed."""
-        self._assign(np.unique(rows), hysteresis=0.0)
+        """Place rows that are new or whose features changed; they are found by the next search."""
+        self._refresh(np.unique(rows), hysteresis=0.0)
 
     def remove(self, rows: Int64s) -> None:
         """Take rows out; they are gone from the next search on."""
-        self.leaves.grow_to(self.trainer.items.ids.num_rows)
-        self.counts["removed"] += len(self.leaves.remove(np.unique(rows)))
+        self._grow()
+        self.counts["removed"] += self._take_out(np.unique(rows))
 
     def after_step(self, touched: Int64s) -> None:
         """Re-assign what the step touched and the next slice of the corpus; start or repair when due."""
         rows = np.union1d(touched, self._next_slice())
-        self._assign(rows, hysteresis=self.config.hysteresis)
+        self._refresh(rows, hysteresis=self.config.hysteresis)
         if not self.trainer.model.codebook.is_started:
             self._maybe_start()
             return
-        if self.trainer.step % self.config.repair_every_steps == 0:
-            self._repair()
         self._observe()
+        if self.is_ready and self.trainer.step % self.config.repair.every_steps == 0:
+            self.repair()
+
+    def sweep(self) -> None:
+        """Re-assign the next slice, on a topic that brings no events. Like every call that the clock asks
+        for, it makes the state depend on the clock: a replay is no longer equal bit by bit."""
+        self._refresh(self._next_slice(), hysteresis=self.config.hysteresis)
+
+    def repair(self) -> None:
+        """Give dead nodes to crowded ones."""
+        revived = self._repair.run() if self.is_ready else 0
+        self.counts["revived"] += revived
+        self.codebook_version += revived
+        self.epoch += revived
 
     def expire(self) -> Int64s:
         """Remove items that were idle for too long; their ids."""
@@ -80,143 +127,168 @@ class Refresher:
             return np.empty(0, dtype=np.int64)
         limit = self.trainer.watermark_ms - int(self.config.expire_after_days * 86_400_000)
         ids = self.trainer.items.idle_since(limit)
-        removed = self.leaves.remove(self.trainer.remove_items(ids))
-        self.counts["expired"] += len(removed)
+        self.counts["expired"] += self._take_out(self.trainer.remove_items(ids))
         return ids
+
+    # -- what others see -----------------------------------------------------------------------------------
 
     def view(self) -> IndexView:
         """The live state, for searches in the owning thread."""
-        items, leaves = self.trainer.items, self.leaves
-        leaves.grow_to(items.ids.num_rows)
-        return IndexView(
-            entries=torch.from_numpy(leaves.entries),
-            starts_K=torch.from_numpy(leaves.starts),
-            sizes_K=torch.from_numpy(leaves.sizes),
-            codes=torch.from_numpy(leaves.codes),
-            vectors=items.rows[VECTOR],
-            biases=items.rows[BIAS],
-            live_rows=torch.from_numpy(items.live_rows()),
-            started=self.trainer.model.codebook.is_started,
-        )
+        self._grow()
+        leaves, rows = self.leaves, self.trainer.items.rows
+        vectors, biases = rows[VECTOR].numpy(), rows[BIAS].numpy()
+        if self.is_ready:
+            lists = leaves.starts, leaves.sizes, leaves.entries, leaves.entries
+            centres_P, lifts_P = self._density.centres_P, self._density.lifts_P
+            return IndexView(
+                self.nodes, *lists, vectors, biases, run=RUN, centres_P=centres_P, lifts_P=lifts_P
+            )
+        live = self.trainer.items.live_rows().astype(np.int32)
+        bounds = np.zeros(1, dtype=np.int64), np.array([len(live)])
+        return IndexView((), *bounds, live, live, vectors, biases)
+
+    def snapshot(self, model_version: str, quantized: bool = False) -> Snapshot:
+        """An immutable copy in leaf order, for any number of threads."""
+        version = IndexVersion(model_version, self.codebook_version, self.epoch)
+        return Snapshot.of(self.view(), version, quantized)
+
+    def membership(self) -> Membership:
+        """Which item is in which leaf now, in leaf order; what two moments are compared by."""
+        ids = self.trainer.items.ids.ids_of(self.leaves.in_leaf_order())
+        leaves = np.repeat(np.arange(self.leaves.num_leaves), self.leaves.sizes)
+        return Membership(ids, leaves, self.nodes)
 
     def metrics(self) -> dict[str, float]:
-        """Health of the index: sizes, balance, and what was done over its whole life, by reason."""
-        return {**health(self.leaves.sizes, len(self.trainer.items)), **self.counts_by_name()}
+        """Health of the index: sizes and balance, similarity, and what was done over its whole life."""
+        codebook = self.trainer.model.codebook
+        figures = balance(self.leaves.sizes, self.nodes, len(self.trainer.items))
+        if self.is_ready:
+            for level in range(len(self.nodes)):
+                prefix = f"index_level{level + 1}_"
+                figures[f"{prefix}item_to_centre"] = float(self._similarity_L[level])
+                figures[f"{prefix}centre_to_centre"] = centre_similarity(codebook.nodes(level).detach())
+        return {**figures, **self._sweep.metrics(), **self.counts_by_name()}
 
     def counts_by_name(self) -> dict[str, float]:
         return {f"index_{name}": float(self.counts[name]) for name in COUNTED}
 
     # -- assignment --------------------------------------------------------------------------------------
 
-    def _assign(self, rows: Int64s, hysteresis: float) -> None:
-        """Re-embed ``rows`` and put each into its nearest node, unless the old one is nearly as near."""
+    def _refresh(self, rows: Int64s, hysteresis: float) -> None:
+        """Re-embed ``rows`` and put each into its nearest leaf, unless the old one is nearly as near."""
         if not len(rows):
             return
-        self.leaves.grow_to(self.trainer.items.ids.num_rows)
-        side = self.trainer.refresh_vectors(torch.from_numpy(rows))
-        if not self.trainer.model.codebook.is_started:
-            return
-        distance_NK = self._distances(side)
-        best_N = distance_NK.argmin(1)
-        old_N = torch.from_numpy(self.leaves.codes[rows])
-        here_N = distance_NK.gather(1, old_N.clamp_min(0).unsqueeze(1)).squeeze(1)
-        gain_N = here_N - distance_NK.gather(1, best_N.unsqueeze(1)).squeeze(1)
-        fresh = (old_N == NOWHERE).numpy()
-        moving = ((gain_N > hysteresis) & (old_N != best_N)).numpy() & ~fresh
-        nodes = best_N.numpy()
-        self.leaves.place(rows[fresh], nodes[fresh])
-        self.leaves.move(rows[moving], nodes[moving])
-        self.counts["placed"] += int(fresh.sum())
-        self.counts["moved"] += int(moving.sum())
+        self._grow()
+        self.trainer.refresh_vectors(torch.from_numpy(rows))
+        self.reassign(rows, hysteresis)
 
     @torch.no_grad()
-    def _distances(self, side: ItemSide) -> Tensor:
-        model = self.trainer.model
-        return model.codebook.distances(model.index_vectors(side.vectors_CV))
+    def reassign(self, rows: Int64s, hysteresis: float) -> None:
+        """Put ``rows`` into their nearest leaves by their cached vectors."""
+        codebook = self.trainer.model.codebook
+        if not codebook.is_started or not len(rows):
+            return
+        z_ND = self.index_vectors(rows)
+        codebooks = [codebook.nodes(level) for level in range(codebook.num_levels)]
+        penalties = [codebook.crowding(level) for level in range(codebook.num_levels)]
+        best_N = assign(z_ND, codebooks, penalties)
+        old_N = torch.from_numpy(self.leaves.codes[rows].astype(np.int64))
+        here_N = path_distances(z_ND, old_N.clamp_min(0), codebooks, penalties)
+        gain_N = here_N - path_distances(z_ND, best_N, codebooks, penalties)
+        moving = (gain_N > hysteresis) & (old_N != best_N) & (old_N != NOWHERE)
+        self._apply(rows, best_N.numpy(), (old_N == NOWHERE).numpy(), self._bounded(moving, gain_N))
+        now_N = torch.from_numpy(self.leaves.codes[rows].astype(np.int64))
+        self._similarity_L.lerp_(item_similarity(z_ND, now_N, codebooks), _NEWS if self.epoch > 1 else 1.0)
+
+    def _bounded(self, moving_N: Tensor, gain_N: Tensor) -> Mask:
+        """The moves with most to gain, as many as may happen at a time."""
+        excess = int(moving_N.sum()) - self.config.moves_at_a_time
+        if excess > 0:
+            wanted = torch.nonzero(moving_N).squeeze(1)
+            moving_N[wanted[gain_N[wanted].argsort(stable=True)[:excess]]] = False
+        return moving_N.numpy()
+
+    def _apply(self, rows: Int64s, leaves: Int64s, fresh: Mask, moving: Mask) -> None:
+        self.leaves.place(rows[fresh], leaves[fresh])
+        self.leaves.move(rows[moving], leaves[moving])
+        placed, moved = int(fresh.sum()), int(moving.sum())
+        self.counts["placed"] += placed
+        self.counts["moved"] += moved
+        self.epoch += placed + moved > 0
+
+    def index_vectors(self, rows: Int64s) -> Tensor:
+        """Where ``rows`` are in the space of the codebook, [N, D], by their cached vectors."""
+        vectors_NV = self.trainer.items.rows[VECTOR][torch.from_numpy(rows)]
+        return self.trainer.model.index_vectors(vectors_NV)
+
+    def _take_out(self, rows: Int64s) -> int:
+        removed = len(self.leaves.remove(rows))
+        self.epoch += removed > 0
+        return removed
+
+    def _grow(self) -> None:
+        self.leaves.grow_to(self.trainer.items.ids.num_rows)
 
     def _next_slice(self) -> Int64s:
-        live = self.trainer.items.live_rows()
-        if not len(live):
-            return live
-        # The sweep goes on behind the last row it met, not at a place in a list that shifts as items leave.
-        first = np.searchsorted(live, self._sweep_from)
-        rows: Int64s = live[(first + np.arange(min(self.config.sweep_rows, len(live)))) % len(live)]
-        if len(rows):
-            self._sweep_from = int(rows[-1]) + 1
-        return rows
+        count = self.config.fill_rows if self._sweep.filling else self.config.sweep_rows
+        moved, trained = self.counts["moved"], self.trainer.events_trained
+        return self._sweep.take(count, self.trainer.items, moved, trained)
 
     def _observe(self) -> None:
-        """Tell the codebook the real node sizes and each node's popularity per member."""
+        """Tell the codebook the real leaf sizes and each node's popularity per member."""
+        codebook = self.trainer.model.codebook
         items = self.trainer.items
-        rows = torch.from_numpy(items.live_rows())
-        codes = torch.from_numpy(self.leaves.codes)[rows]
-        share = items.liked.log_share(rows).mean(1).exp()
-        inside = codes >= 0
-        mass_K = torch.zeros(self.leaves.num_nodes).index_add_(0, codes[inside], share[inside])
-        sizes_K = torch.from_numpy(self.leaves.sizes)
-        density_K = torch.log((mass_K + 1e-9) / sizes_K.clamp_min(1))
-        self.trainer.model.codebook.observe(sizes_K, density_K)
+        self._density.update(self.leaves, items.liked, items.rows[BIAS].numpy())
+        sizes_P = torch.from_numpy(self.leaves.sizes)
+        codebook.observe_density(sizes_P, torch.from_numpy(self._density.mass_P))
+        codebook.observe_usage(sizes_P)
 
-    # -- start and repair ----------------------------------------------------------------------------------
+    # -- start -----------------------------------------------------------------------------------------------
 
     def _maybe_start(self) -> None:
+        """Start the codebook on a sample; the following steps fill the leaves slice by slice."""
         trainer = self.trainer
         codebook, config = trainer.model.codebook, trainer.model.codebook.config
-        enough = len(trainer.items) >= config.start_after_items * config.num_nodes
+        enough = len(trainer.items) >= config.start_after_items * config.nodes[0]
         if not enough or trainer.step < config.start_after_steps:
             return
-        rows = trainer.items.live_rows()
-        side = trainer.refresh_vectors(torch.from_numpy(rows))
-        with torch.no_grad():
-            trainer.model.observe_items(side.vectors_CV)
-            codebook.start(trainer.model.index_vectors(side.vectors_CV), trainer.step, trainer.generator)
-        self._assign(rows, hysteresis=0.0)
-        self.epoch += 1
+        sample = self._sample(config.sample_per_node * max(config.nodes))
+        side = trainer.refresh_vectors(torch.from_numpy(sample))
+        trainer.model.observe_items(side.vectors_CV)
+        codebook.start(self.index_vectors(sample), trainer.step, trainer.generator)
+        self.codebook_version += 1
+        self._sweep.fill(trainer.items)
+        self._refresh(self._next_slice(), hysteresis=0.0)
         self._observe()
 
-    @torch.no_grad()
-    def _repair(self) -> None:
-        """Give each dead node to the most crowded one: the node's vector becomes one of the crowd's members,
-        with fresh optimizer moments, and the crowd is re-assigned."""
-        sizes = self.leaves.sizes
-        mean = max(len(self.leaves) / self.leaves.num_nodes, 1.0)
-        dead = np.flatnonzero(sizes < 0.05 * mean)[: self.config.repairs_at_a_time]
-        crowds = np.argsort(-sizes, kind="stable")[: len(dead)]
-        for node, crowd in zip(dead, crowds, strict=True):
-            if sizes[crowd] > self.config.crowded * mean:
-                self._revive(int(node), int(crowd))
-
-    def _revive(self, node: int, crowd: int) -> None:
-        trainer, members = self.trainer, self.leaves.members(crowd)
-        pick = torch.randint(len(members), (1,), generator=trainer.generator)
-        row = torch.from_numpy(members)[pick]
-        z_1D = trainer.model.index_vectors(trainer.items.rows[VECTOR][row])
-        codebook = trainer.model.codebook
-        codebook.codes_KD[node] = functional.normalize(z_1D, dim=1)[0]
-        codebook.usage_K[node] = codebook.usage_K[crowd] / 2
-        for moment in trainer.optimizer.state.get(codebook.codes_KD, {}).values():
-            if moment.dim() == 2:
-                moment[node] = 0.0
-        self._assign(members, hysteresis=0.0)
-        self.counts["revived"] += 1
-        self.epoch += 1
+    def _sample(self, count: int) -> Int64s:
+        rows = self.trainer.items.live_rows()
+        if len(rows) <= count:
+            return rows
+        order = torch.randperm(len(rows), generator=self.trainer.generator)[:count]
+        return np.sort(rows[order.numpy()])
 
     # -- state -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        leaves = self.leaves
-        order = np.concatenate([leaves.members(k) for k in range(leaves.num_nodes)])
         counts = [self.counts[name] for name in COUNTED]
         return {
-            "rows": torch.from_numpy(order),
-            "sizes": torch.from_numpy(leaves.sizes.copy()),
-            "scalars": torch.tensor([self.epoch, self._sweep_from, *counts]),
+            "rows": torch.from_numpy(self.leaves.in_leaf_order()),
+            "sizes": torch.from_numpy(self.leaves.sizes.copy()),
+            "nodes": torch.tensor(self.nodes),
+            "scalars": torch.tensor([self.epoch, self.codebook_version, *counts]),
+            "similarity": self._similarity_L.clone(),
+            "sweep": self._sweep.state(),
+            **self._density.state(),
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
         sizes = state["sizes"].numpy()
         self.leaves = LeafLists(len(sizes))
-        self.leaves.grow_to(self.trainer.items.ids.num_rows)
+        self._grow()
         self.leaves.place(state["rows"].numpy(), np.repeat(np.arange(len(sizes)), sizes))
-        self.epoch, self._sweep_from, *counts = state["scalars"].tolist()
+        self.epoch, self.codebook_version, *counts = state["scalars"].tolist()
         self.counts = Counter(dict(zip(COUNTED, counts, strict=True)))
+        self._similarity_L = state["similarity"].clone()
+        self._sweep.load(state["sweep"])
+        self._density.load(state)

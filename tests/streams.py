@@ -20,6 +20,7 @@ from consumers.schema import EntitySchema, EventSchema, Feature, FeatureKind
 from index_refresh.evaluation import EvaluationConfig
 from index_refresh.learner import Learner, LearnerConfig
 from index_refresh.refresher import RefreshConfig
+from index_refresh.repair import RepairConfig
 from trainers.codebook import CodebookConfig
 from trainers.hsnn import HSNNConfig
 from trainers.towers import TowerConfig
@@ -34,8 +35,11 @@ PRICE = Feature(name="price", kind=FeatureKind.NUMERIC)
 TAGS = Feature(name="tags", kind=FeatureKind.MULTI, max_values=3)
 DEVICE = Feature(name="device", kind=FeatureKind.CATEGORICAL)
 
+# One, two and three levels of nodes; 8, 12 and 12 leaves.
+LEVELS = ((8,), (4, 3), (3, 2, 2))
+
 TOWER = TowerConfig(num_embeddings=2, hidden_dim=8, cross_rank=2)
-CODEBOOK = CodebookConfig(num_nodes=8, start_after_items=2, start_after_steps=3, anneal_steps=10)
+CODEBOOK = CodebookConfig(nodes=(8,), start_after_items=2, start_after_steps=3, anneal_steps=10)
 MODEL = HSNNConfig(
     dim=8,
     item_tower=TowerConfig(num_embeddings=1, hidden_dim=8, cross_rank=2),
@@ -56,7 +60,7 @@ TRAINER = TrainerConfig(
 )
 LEARNER = LearnerConfig(
     trainer=TRAINER,
-    refresh=RefreshConfig(sweep_rows=32, repair_every_steps=5),
+    refresh=RefreshConfig(sweep_rows=32, repair=RepairConfig(every_steps=5)),
     evaluation=EvaluationConfig(k=10, budget=0.5, scores_per_event=5_000.0, window=100),
 )
 # Learns the two groups within a hundred steps, where the defaults need two hundred.
@@ -77,6 +81,11 @@ def _changed(config: Any, path: Sequence[str], value: Any) -> Any:
     name, *deeper = path
     new = _changed(getattr(config, name), deeper, value) if deeper else value
     return type(config).model_validate({**dict(config), name: new})
+
+
+def learner_config(nodes: tuple[int, ...] = (8,), **updates: Any) -> LearnerConfig:
+    """``LEARNER`` with these levels of nodes and other changes."""
+    return changed(LEARNER, **updates, trainer__model__codebook__nodes=nodes)
 
 
 def new_trainer(config: TrainerConfig = TRAINER, features: FeatureSets | None = None) -> OnlineTrainer:

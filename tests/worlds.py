@@ -35,7 +35,12 @@ TRAINER = TrainerConfig(
     history_length=5,
     uniform_negatives=32,
     popularity_half_lives=(200.0, 2_000.0),
-    model=HSNNConfig(dim=8, codebook=CodebookConfig(num_nodes=4, start_after_steps=1, start_after_items=2)),
+    # Sizes of item vectors and OverArch as in streams.py: searches are compiled once for both.
+    model=HSNNConfig(
+        dim=8,
+        overarch_hidden=2,
+        codebook=CodebookConfig(nodes=(4,), start_after_steps=1, start_after_items=2),
+    ),
 )
 EVALUATION = EvaluationConfig(k=10, budget=0.5, scores_per_event=5_000.0, window=256)
 
@@ -51,6 +56,7 @@ class TinyWorld:
     context: Sequence[Feature] = ()
     seed: int = 0
     index_after_steps: int = 1
+    nodes: tuple[int, ...] = (4,)
 
     def __post_init__(self) -> None:
         self.learner = Learner(
@@ -61,7 +67,8 @@ class TinyWorld:
         self._random = np.random.default_rng(self.seed)
 
     def _trainer_config(self) -> TrainerConfig:
-        codebook = TRAINER.model.codebook.model_copy(update={"start_after_steps": self.index_after_steps})
+        changes = {"start_after_steps": self.index_after_steps, "nodes": self.nodes}
+        codebook = TRAINER.model.codebook.model_copy(update=changes)
         return TRAINER.model_copy(update={"model": TRAINER.model.model_copy(update={"codebook": codebook})})
 
     def user(self, number: int) -> int | str:

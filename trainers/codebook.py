@@ -1,11 +1,14 @@
 """Learning to index: a codebook whose soft assignment lets labels shape the nodes (HSNN section 3.2).
 
-Shapes: C items, K nodes, D width.
+Shapes: C items, D width, L levels, K nodes of a level, G parents (nodes of the level above, counted with
+their ancestors; 1 above the first level), P leaves (nodes of the last level, counted likewise).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,11 +21,23 @@ class CodebookConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num_nodes: int = Field(256, ge=2, description="Nodes of the level above the items")
+    nodes: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (256,),
+        min_length=1,
+        max_length=3,
+        description="Nodes of each level above the items, coarsest first; the second and third are residual "
+        "codebooks that all parents share",
+    )
     start_after_items: int = Field(
-        4, ge=1, description="k-means starts the codebook once there are this many live items a node ..."
+        4,
+        ge=1,
+        description="k-means starts the codebook once there are this many live items a node of the first "
+        "level ...",
     )
     start_after_steps: int = Field(30, ge=1, description="... and this many steps were trained")
+    sample_per_node: int = Field(
+        256, ge=1, description="Most items a node (of the largest level) that k-means looks at"
+    )
     anneal_steps: int = Field(200, ge=1, description="Steps after the start over which alpha and weight rise")
     min_alpha: float = Field(5.0, gt=0, description="Inverse temperature at the start")
     max_alpha: float = Field(20.0, gt=0, description="Inverse temperature held after annealing")
@@ -37,30 +52,71 @@ class CodebookConfig(BaseModel):
     )
     usage_decay: float = Field(0.9, gt=0, lt=1, description="Decay of the running hard usage, a step")
 
+    @property
+    def num_leaves(self) -> int:
+        return math.prod(self.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class LevelAssignment:
+    """What one level makes of C items."""
+
+    residual_CD: Tensor
+    """What the nearest nodes of the levels above leave of the items; all of them on the first level."""
+    affinity_CK: Tensor
+    """a_ck = softmax_k(-alpha * distance) (HSNN algorithm 1, line 4)."""
+    path_C: Tensor
+    """Number of the nearest node, counted with its ancestors."""
+    pseudo_CD: Tensor
+    """Items as this level sees them: the nearest nodes of the levels above, plus the affinity-weighted mean
+    of this level's."""
+
+    def select(self, rows: Tensor) -> LevelAssignment:
+        """The assignment of some of the items."""
+        parts = (self.residual_CD, self.affinity_CK, self.path_C, self.pseudo_CD)
+        return LevelAssignment(*(part[rows] for part in parts))
+
 
 class Codebook(nn.Module):
-    """K node vectors on the unit sphere and the running hard usage that balances them.
+    """Node vectors of every level, and the running hard usage that balances them.
 
-    Distances are squared Euclidean between unit vectors, so 0 to 4, plus a crowding term that makes a node
-    of e times the mean size ``crowding`` farther: with it, nearest-node assignment cannot pile up without
-    end, and an empty node draws items in again.
+    The first level's nodes are unit vectors; deeper levels are residual codebooks, shared by all parents
+    (HSNN section 3.2). Distances are squared Euclidean, plus a crowding term that makes a node of e times the
+    mean size ``crowding`` farther: with it, nearest-node assignment cannot pile up without end, and an empty
+    node draws items in again. On deeper levels both are measured by the typical size of a residual.
     """
 
-    usage_K: Tensor
-    log_density_K: Tensor
+    usage_P: Tensor
+    energy_L: Tensor
     started: Tensor
 
     def __init__(self, config: CodebookConfig, dim: int) -> None:
         super().__init__()
         self.config = config
-        self.codes_KD = nn.Parameter(torch.randn(config.num_nodes, dim) * dim**-0.5)
-        self.register_buffer("usage_K", torch.full((config.num_nodes,), 1.0 / config.num_nodes))
-        self.register_buffer("log_density_K", torch.zeros(config.num_nodes))
+        self.codes = nn.ParameterList([torch.randn(k, dim) * dim**-0.5 for k in config.nodes])
+        self.register_buffer("usage_P", torch.full((config.num_leaves,), 1.0 / config.num_leaves))
+        self.register_buffer("energy_L", torch.ones(self.num_levels))
         self.register_buffer("started", torch.tensor(-1, dtype=torch.int64))
+        for level in range(self.num_levels):
+            self.register_buffer(f"log_density_{level}", torch.zeros(math.prod(config.nodes[: level + 1])))
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.config.nodes)
 
     @property
     def is_started(self) -> bool:
         return bool(self.started >= 0)
+
+    def log_density(self, level: int) -> Tensor:
+        """Log of each node's popularity per member, by path of ``level``."""
+        density: Tensor = self.get_buffer(f"log_density_{level}")
+        return density
+
+    def nodes(self, level: int) -> Tensor:
+        """Node vectors [K, D] of a level; those of the first have length 1."""
+        codes_KD: Tensor = self.codes[level]
+        return functional.normalize(codes_KD, dim=1) if level == 0 else codes_KD
 
     def progress(self, step: int) -> float:
         """0 at the start of the codebook, 1 once annealing is over; then held, as a stream has no end."""
@@ -70,55 +126,102 @@ class Codebook(nn.Module):
         low, high = self.config.min_alpha, self.config.max_alpha
         return low * math.exp(self.progress(step) * math.log(high / low))
 
-    def distances(self, z_CD: Tensor) -> Tensor:
-        """Squared distances plus crowding, [C, K], of unit vectors ``z_CD``."""
-        codes_KD = functional.normalize(self.codes_KD, dim=1)
-        crowd_K = torch.log(self.usage_K * len(self.usage_K) + 0.05)
-        return 2.0 - 2.0 * (z_CD @ codes_KD.T) + self.config.crowding * crowd_K
+    def usage(self, level: int) -> Tensor:
+        """Share of all items under each node of ``level``, by parent and node: [parents, K]."""
+        paths = math.prod(self.config.nodes[: level + 1])
+        return self.usage_P.view(paths, -1).sum(1).view(-1, self.config.nodes[level])
 
-    def soft_assignment(self, z_CD: Tensor, step: int) -> Tensor:
-        """a_ck = softmax_k(-alpha * distance), [C, K] (HSNN algorithm 1, line 4)."""
-        return torch.softmax(-self.alpha(step) * self.distances(z_CD), dim=1)
+    def crowding(self, level: int) -> Tensor:
+        """What is added to the distances of ``level``, by parent and node: [parents, K]."""
+        usage_GK = self.usage(level)
+        even_G1 = usage_GK.sum(1, keepdim=True) / usage_GK.shape[1]
+        crowd_GK = torch.log(usage_GK / even_G1.clamp_min(1e-12) + 0.05)
+        return self.config.crowding * self.energy_L[level] * crowd_GK
 
-    def pseudo_items(self, affinity_CK: Tensor) -> Tensor:
-        """Items as their nodes see them: affinity-weighted mean of the node vectors, [C, D]."""
-        return affinity_CK @ functional.normalize(self.codes_KD, dim=1)
+    def distances(self, level: int, residual_CD: Tensor, parent_C: Tensor) -> Tensor:
+        """Squared distances plus crowding, [C, K], of what the levels above left of the items."""
+        nodes_KD, crowd_GK = self.nodes(level), self.crowding(level)
+        squares = residual_CD.square().sum(1, keepdim=True) + nodes_KD.square().sum(1)
+        crowd = crowd_GK if len(crowd_GK) == 1 else crowd_GK[parent_C]
+        return squares - 2.0 * (residual_CD @ nodes_KD.T) + crowd
 
-    def balance_loss(self, affinity_CK: Tensor) -> Tensor:
+    def soft_assignment(self, z_CD: Tensor, step: int) -> list[LevelAssignment]:
+        """Affinities, level by level; each level sees the residual that the nearest nodes above it leave."""
+        found = []
+        above_CD, path_C = torch.zeros_like(z_CD), torch.zeros(len(z_CD), dtype=torch.int64)
+        for level in range(self.num_levels):
+            residual_CD = z_CD - above_CD
+            distance_CK = self.distances(level, residual_CD, path_C)
+            affinity_CK = torch.softmax(-self.alpha(step) / self.energy_L[level] * distance_CK, dim=1)
+            nearest_C = distance_CK.argmin(1)
+            path_C = path_C * self.config.nodes[level] + nearest_C
+            pseudo_CD = above_CD + affinity_CK @ self.nodes(level)
+            above_CD = above_CD + self.nodes(level)[nearest_C]
+            found.append(LevelAssignment(residual_CD, affinity_CK, path_C, pseudo_CD))
+        return found
+
+    def balance_loss(self, level: int, assignment: LevelAssignment) -> Tensor:
         """KL surrogate on running hard usage (OneShot): mean over items of <p, log usage>. Its gradient
         pushes each item away from nodes that hard assignment over-uses."""
-        return (affinity_CK * torch.log(self.usage_K + 1e-6)).sum(1).mean()
+        usage_GK = self.usage(level)
+        share_GK = usage_GK / usage_GK.sum(1, keepdim=True).clamp_min(1e-12)
+        parent_C = assignment.path_C // self.config.nodes[level]
+        return (assignment.affinity_CK * torch.log(share_GK + 1e-6)[parent_C]).sum(1).mean()
 
     @torch.no_grad()
-    def observe(self, sizes_K: Tensor, log_density_K: Tensor) -> None:
-        """Take in the index's real node sizes and the log of each node's popularity per member.
+    def observe_usage(self, sizes_P: Tensor) -> None:
+        """Take in the index's real leaf sizes. They are smoothed, because all items of one refresh see the
+        same sizes and would otherwise flood a small node together."""
+        self.usage_P.lerp_(sizes_P.float() / sizes_P.sum().clamp_min(1), 1 - self.config.usage_decay)
 
-        Usage is smoothed, because all items of one refresh see the same sizes and would otherwise flood a
-        small node together.
-        """
-        self.usage_K.lerp_(sizes_K.float() / sizes_K.sum().clamp_min(1), 1 - self.config.usage_decay)
-        self.log_density_K.copy_(log_density_K)
+    @torch.no_grad()
+    def observe_density(self, sizes_P: Tensor, mass_P: Tensor) -> None:
+        """Take in how popular the members of each leaf are together."""
+        for level in range(self.num_levels):
+            density = self.log_density(level)
+            mass, size = (t.view(len(density), -1).sum(1) for t in (mass_P, sizes_P))
+            density.copy_(torch.log((mass + 1e-9) / size.clamp_min(1)))
+
+    @torch.no_grad()
+    def observe_residuals(self, level: int, residual_CD: Tensor) -> None:
+        """Take in how large the residuals of uniformly drawn items are. The first level's are 1 by design."""
+        if level and len(residual_CD):
+            energy = residual_CD.detach().square().sum(1).mean().clamp_min(1e-6)
+            self.energy_L[level].lerp_(energy, 1 - self.config.usage_decay)
 
     @torch.no_grad()
     def start(self, z_ND: Tensor, step: int, generator: torch.Generator) -> None:
-        """Start the nodes by k-means over item vectors. Random nodes would all lose to a few."""
-        centres_KD = kmeans(z_ND, len(self.usage_K), generator)
-        self.codes_KD.copy_(centres_KD)
-        nearest = (z_ND @ centres_KD.T).argmax(1)
-        self.usage_K.copy_(torch.bincount(nearest, minlength=len(self.usage_K)) / len(z_ND))
+        """Start every level by k-means over what the levels above leave. Random nodes would lose to a few."""
+        residual_ND, path_N = z_ND, torch.zeros(len(z_ND), dtype=torch.int64)
+        for level, count in enumerate(self.config.nodes):
+            centres_KD = kmeans(residual_ND, count, generator, spherical=level == 0)
+            self.codes[level].copy_(centres_KD)
+            self.energy_L[level] = residual_ND.square().sum(1).mean().clamp_min(1e-6)
+            nearest_N = nearest(residual_ND, centres_KD)
+            path_N = path_N * count + nearest_N
+            residual_ND = residual_ND - centres_KD[nearest_N]
+        self.usage_P.copy_(torch.bincount(path_N, minlength=len(self.usage_P)) / len(z_ND))
         self.started.fill_(step)
 
 
 @torch.no_grad()
-def kmeans(z_ND: Tensor, num_centres: int, generator: torch.Generator, iterations: int = 12) -> Tensor:
-    """Spherical k-means of unit vectors, unit centres [K, D]; an empty centre is put on a random vector."""
+def kmeans(
+    z_ND: Tensor, num_centres: int, generator: torch.Generator, spherical: bool = True, iterations: int = 12
+) -> Tensor:
+    """k-means; centres [K, D], of length 1 if ``spherical``. An empty centre is put on a random vector."""
     order = torch.randperm(len(z_ND), generator=generator)
     centres_KD = z_ND[order[torch.arange(num_centres) % len(z_ND)]].clone()
     for _ in range(iterations):
-        nearest_N = (z_ND @ centres_KD.T).argmax(1)
+        nearest_N = nearest(z_ND, centres_KD)
         sums_KD = torch.zeros_like(centres_KD).index_add_(0, nearest_N, z_ND)
-        empty_K = torch.bincount(nearest_N, minlength=num_centres) == 0
-        strays = torch.randint(len(z_ND), (int(empty_K.sum()),), generator=generator)
-        sums_KD[empty_K] = z_ND[strays]
-        centres_KD = functional.normalize(sums_KD, dim=1)
+        count_K = torch.bincount(nearest_N, minlength=num_centres)
+        strays = torch.randint(len(z_ND), (int((count_K == 0).sum()),), generator=generator)
+        sums_KD[count_K == 0] = z_ND[strays]
+        means_KD = sums_KD / count_K.clamp_min(1).unsqueeze(1)
+        centres_KD = functional.normalize(sums_KD, dim=1) if spherical else means_KD
     return centres_KD
+
+
+def nearest(z_ND: Tensor, centres_KD: Tensor) -> Tensor:
+    """Number of the nearest centre, [N]."""
+    return (z_ND @ centres_KD.T - 0.5 * centres_KD.square().sum(1)).argmax(1)

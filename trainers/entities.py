@@ -103,6 +103,11 @@ class Entities:
     def live_rows(self) -> Int64s:
         return self.ids.live_rows()
 
+    def live_between(self, first: int, until: int) -> Int64s:
+        """Live rows from ``first`` on, below ``until``; costs the range, not the table."""
+        born = self.rows[BORN][first:until].numpy()
+        return first + np.flatnonzero(born != NEVER)
+
     def _grow(self) -> None:
         self.rows.grow_to(self.ids.num_rows)
 

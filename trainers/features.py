@@ -78,6 +78,23 @@ class FeatureTable:
             start += width
         return torch.from_numpy(slots_NS), torch.from_numpy(self._numbers(table, learn))
 
+    def carry_any(self, slots_NS: Tensor, feature_name: str, values: pa.Array) -> npt.NDArray[np.bool_]:
+        """Which rows carry any of the values (as the feature reads them) of a feature that is no number,
+        bool [N].
+
+        Raises:
+            KeyError: there is no such feature.
+        """
+        names = [feature.name for feature in self.spec.valued]
+        if feature_name not in names:
+            raise KeyError(feature_name)
+        place = names.index(feature_name)
+        feature, width = self.spec.valued[place], self.spec.widths[place]
+        start = sum(self.spec.widths[:place])
+        wanted = self._rows_of(feature, _flat_values(feature, values, width)[0], learn=False)
+        carried = np.isin(slots_NS[:, start : start + width].numpy(), wanted[wanted > 0])
+        return np.asarray(carried.any(axis=1))
+
     def _rows_of(self, feature: Feature, values: Int64s, learn: bool) -> Int64s:
         keys = values ^ np.int64(self._salts[feature.name])
         if not learn:

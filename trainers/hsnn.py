@@ -1,12 +1,16 @@
-"""HSNN: a MoNN over nodes and a MoNN over items, ensembled, on one learnt codebook (HSNN section 3).
+"""HSNN: a MoNN a level of nodes and a MoNN over items, ensembled, on one learnt codebook (HSNN section 3).
 
-Shapes: B users, C items, K nodes, E item embeddings, D width of each, V = E * D an item's flat vector,
-F tower inputs, L popularity half-lives.
+Shapes: B users, C items, K nodes of a level, E item embeddings, D width of each, V = E * D an item's flat
+vector, F tower inputs, L popularity half-lives, Q queries of a folded user.
 
-Where the paper scores a user against the pseudo item (the affinity-weighted mean of the nodes), we take the
-affinity-weighted mean of the user's node *scores*. Both agree when assignment is hard; ours costs B x K pairs
-instead of B x C, trains exactly the node scores that search uses, and tells each affinity directly which
-node serves the item better.
+Where the paper scores a user against the pseudo item (the affinity-weighted mean of the nodes), the first
+level takes the affinity-weighted mean of the user's node *scores*. Both agree when assignment is hard; ours
+costs B x K pairs instead of B x C, trains exactly the node scores that search uses, and tells each affinity
+directly which node serves the item better. Deeper levels have K nodes under every parent, so they score
+pseudo items as the paper does.
+
+A node below the first level stands for the sum of its own vector and its ancestors'. The folded OverArch is
+linear in that sum up to its hidden units, so search multiplies each level's K vectors once, not every path.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from trainers.towers import TowerConfig, TowerNetwork
 
 
 class HSNNConfig(BaseModel):
-    """Sizes of the two levels. The node level is scored once a node, so it may be the bigger one."""
+    """Sizes of the levels. Nodes are scored once each, so their networks may be the bigger ones."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,10 +38,10 @@ class HSNNConfig(BaseModel):
         TowerConfig(num_embeddings=4, hidden_dim=64, cross_rank=8), description="Of the item level"
     )
     node_user_tower: TowerConfig = Field(
-        TowerConfig(num_embeddings=8, hidden_dim=128, cross_rank=8), description="Of the node level"
+        TowerConfig(num_embeddings=8, hidden_dim=128, cross_rank=8), description="Of every level of nodes"
     )
     overarch_hidden: int = Field(4, ge=1, description="Hidden units of the item level's OverArch")
-    node_overarch_hidden: int = Field(8, ge=1, description="Hidden units of the node level's OverArch")
+    node_overarch_hidden: int = Field(8, ge=1, description="Hidden units of a node level's OverArch")
     codebook: CodebookConfig = Field(CodebookConfig())
 
 
@@ -51,10 +55,32 @@ class ItemSide:
 
 @dataclass(frozen=True, slots=True)
 class UserSide:
-    """A batch of users, folded for both levels."""
+    """A batch of users, folded for every level."""
 
     item: UserQueries
-    node: UserQueries
+    nodes: tuple[UserQueries, ...]
+    """Coarsest level first."""
+
+    def select(self, rows: Tensor | slice) -> UserSide:
+        return UserSide(self.item.select(rows), tuple(queries.select(rows) for queries in self.nodes))
+
+
+class NodeLevel(nn.Module):
+    """MoNN of one level of nodes. The user's side comes from the tower, the nodes' from the codebook."""
+
+    def __init__(self, config: HSNNConfig, user_dim: int, num_nodes: int, has_parent: bool) -> None:
+        super().__init__()
+        self.monn = MoNN(config.node_user_tower, user_dim, 1, config.dim, config.node_overarch_hidden)
+        self.tower = nn.Linear(config.dim, config.dim, bias=False)
+        self.bias_K = nn.Parameter(torch.zeros(num_nodes))
+        self.popularity = nn.Parameter(torch.ones(1))
+        if has_parent:
+            self.parent_weight = nn.Parameter(torch.ones(1))
+        nn.init.eye_(self.tower.weight)
+
+    def bias(self, log_density: Tensor) -> Tensor:
+        """Bias of nodes by path, starting at the log of each one's popularity per member."""
+        return self.bias_K.repeat(len(log_density) // len(self.bias_K)) + self.popularity * log_density
 
 
 class HSNN(nn.Module):
@@ -73,20 +99,30 @@ class HSNN(nn.Module):
         self.item_level = MoNN(config.user_tower, user_dim, embeddings, config.dim, config.overarch_hidden)
         self.index_projection = nn.Linear(self.vector_dim, config.dim, bias=False)
         self.codebook = Codebook(config.codebook, config.dim)
-        self.node_level = MoNN(config.node_user_tower, user_dim, 1, config.dim, config.node_overarch_hidden)
-        self.node_tower = nn.Linear(config.dim, config.dim, bias=False)
-        self.node_bias_K = nn.Parameter(torch.zeros(config.codebook.num_nodes))
-        self.node_popularity = nn.Parameter(torch.ones(1))
+        self.node_levels = nn.ModuleList(
+            NodeLevel(config, user_dim, count, has_parent=level > 0)
+            for level, count in enumerate(config.codebook.nodes)
+        )
         self.ensemble_weight = nn.Parameter(torch.zeros(1))
         self.register_buffer("mean_item_V", torch.zeros(self.vector_dim))
         self.calibration = nn.ModuleDict({level: Calibration() for level in ("item", "node")})
         nn.init.zeros_(self.item_bias.weight)
         nn.init.zeros_(self.item_bias.bias)
         nn.init.orthogonal_(self.index_projection.weight)
-        nn.init.eye_(self.node_tower.weight)
 
     def user_side(self, user_BF: Tensor) -> UserSide:
-        return UserSide(self.item_level.user_queries(user_BF), self.node_level.user_queries(user_BF))
+        nodes = tuple(self.node_level(level).monn.user_queries(user_BF) for level in range(self.num_levels))
+        return UserSide(self.item_level.user_queries(user_BF), nodes)
+
+    @property
+    def num_levels(self) -> int:
+        """Levels of nodes above the items."""
+        return len(self.node_levels)
+
+    def node_level(self, level: int) -> NodeLevel:
+        found = self.node_levels[level]
+        assert isinstance(found, NodeLevel)
+        return found
 
     def item_side(self, item_CF: Tensor, log_share_CL: Tensor) -> ItemSide:
         """Vectors and biases. The bias starts as the log of the item's decayed share of the stream: the best
@@ -111,14 +147,21 @@ class HSNN(nn.Module):
         if len(vectors_CV):
             self.mean_item_V.copy_(vectors_CV.mean(0))
 
+    def node_vectors(self, level: int) -> Tensor:
+        """What users meet of a level's own nodes, [K, D]; ancestors' come on top."""
+        vectors_KD: Tensor = self.node_level(level).tower(self.codebook.nodes(level))
+        return vectors_KD
+
+    def node_bias(self, level: int) -> Tensor:
+        """Bias of each node of a level, by path."""
+        return self.node_level(level).bias(self.codebook.log_density(level))
+
     def node_logits(self, users: UserQueries) -> Tensor:
-        """Logits [B, K] of the node level. A node's bias starts at the log of its popularity per member."""
-        nodes_KD = self.node_tower(functional.normalize(self.codebook.codes_KD, dim=1))
-        bias_K = self.node_bias_K + self.node_popularity * self.codebook.log_density_K
-        return users.score(nodes_KD) + bias_K
+        """Logits [B, K] of the first level."""
+        return users.score(self.node_vectors(0)) + self.node_bias(0)
 
     def ensemble(self, item_logits: Tensor, node_logits_of_items: Tensor) -> Tensor:
-        """The finer level adds to the coarser logit (HSNN section 3, ensemble layer)."""
+        """The items' level adds to the logit of the last level of nodes (HSNN section 3, ensemble layer)."""
         return item_logits + self.ensemble_weight * node_logits_of_items
 
 

@@ -132,11 +132,14 @@ class TowerInputs:
         return torch.cat(parts, dim=1), log_share, [declared_rows]
 
     def _item_clocks(self, rows_C: Tensor, now_ms: int) -> Tensor:
-        """Log hours since birth and since last met, and whether it was ever met, float32 [C, 3]."""
+        """Log hours since birth and since last met, and whether it was ever met, float32 [C, 3]. Row 0 reads
+        as an item that is met just now."""
         rows = self.items.rows
         ages = (now_ms - torch.stack([rows[BORN][rows_C], rows[LAST_SEEN][rows_C]], 1)).float()
+        ages[rows_C == 0] = 0.0
         hours = torch.log1p(ages.clamp_min(0) / MS_PER_HOUR) * 0.2
-        return torch.cat([hours, (rows[BORN][rows_C] != NEVER).float().unsqueeze(1)], dim=1)
+        known_C = (rows[BORN][rows_C] != NEVER) | (rows_C == 0)
+        return torch.cat([hours, known_C.float().unsqueeze(1)], dim=1)
 
 
 def _weighted_mean(values_BND: Tensor, weights_BN: Tensor) -> Tensor:

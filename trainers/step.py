@@ -1,6 +1,6 @@
 """One training step: gather, forward, backward, update.
 
-Shapes: B events, P positive events, C candidates, K nodes, V item vector, F tower input.
+Shapes: B events, P positive events, C candidates, N drawn ones among them, D width, F tower input.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from consumers import columns as c
+from trainers.codebook import LevelAssignment
 from trainers.embedding import StepRows
 from trainers.features import Int64s
 from trainers.hsnn import ItemSide, UserSide
 from trainers.inputs import UserRequest
 from trainers.losses import other_positives, pointwise, sampled_softmax
+from trainers.node_scores import NodeScores
 
 if TYPE_CHECKING:
     from trainers.trainer import OnlineTrainer
@@ -123,61 +125,66 @@ class TrainingStep:
 
     def _losses(self, users: UserSide, items: ItemSide) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Item loss, weighted node loss, weighted regularizers, and click logits where labels differ."""
-        node_logits_BK, affinity_CK, regularizers = self._index(users, items)
-        item_loss, node_loss = self._softmax(users, items, node_logits_BK, affinity_CK)
+        scores, regularizers = self._index(users, items)
+        item_loss, node_loss = self._softmax(users, items, scores)
         has_labels = 0 < len(self.positive_P) < len(self.events)
         if not has_labels:
             return item_loss, node_loss, regularizers, None
-        click_logits_B, click_loss = self._click(users, items, node_logits_BK, affinity_CK)
+        click_logits_B, click_loss = self._click(users, items, scores)
         return item_loss + click_loss, node_loss, regularizers, click_logits_B
 
-    def _index(self, users: UserSide, items: ItemSide) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Node logits [B, K], affinities [C, K], reconstruction plus balance; nothing before the start."""
+    def _index(self, users: UserSide, items: ItemSide) -> tuple[NodeScores | None, Tensor]:
+        """What the levels of nodes make of users and candidates, and reconstruction plus balance; nothing
+        before the codebook has started."""
         trainer, codebook = self.trainer, self.trainer.model.codebook
         if not codebook.is_started:
-            return None, torch.empty(0), torch.zeros(())
+            return None, torch.zeros(())
         z_CD = trainer.model.index_vectors(items.vectors_CV)
         # After the use above: a batch is scored as a query just before it would have been.
         trainer.model.observe_items(items.vectors_CV[self.drawn_index])
-        affinity_CK = codebook.soft_assignment(z_CD, trainer.step)
-        # Both act on uniformly drawn items: weighted by events, rare ones would pile up.
-        drawn_CK = affinity_CK[self.drawn_index]
-        gap = (z_CD[self.drawn_index] - codebook.pseudo_items(drawn_CK)).square().sum(1).mean()
-        config = codebook.config
-        regularizers = config.reconstruction_weight * gap + config.balance_weight * codebook.balance_loss(
-            drawn_CK
-        )
-        return trainer.model.node_logits(users.node), affinity_CK, regularizers
+        assignments = codebook.soft_assignment(z_CD, trainer.step)
+        # All act on uniformly drawn items: weighted by events, rare ones would pile up.
+        drawn = [assignment.select(self.drawn_index) for assignment in assignments]
+        regularizers = self._regularizers(z_CD[self.drawn_index], drawn)
+        return NodeScores(trainer.model, users, assignments), regularizers
 
-    def _softmax(
-        self, users: UserSide, items: ItemSide, node_logits_BK: Tensor | None, affinity_CK: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _regularizers(self, z_ND: Tensor, drawn: list[LevelAssignment]) -> Tensor:
+        codebook = self.trainer.model.codebook
+        loss = torch.zeros(())
+        for level, assignment in enumerate(drawn):
+            gap = (z_ND - assignment.pseudo_CD).square().sum(1).mean()
+            loss = loss + codebook.config.reconstruction_weight * gap
+            loss = loss + codebook.config.balance_weight * codebook.balance_loss(level, assignment)
+            codebook.observe_residuals(level, assignment.residual_CD)
+        return loss
+
+    def _softmax(self, users: UserSide, items: ItemSide, scores: NodeScores | None) -> tuple[Tensor, Tensor]:
+        """Loss of the items' level, and the sum over the levels of nodes."""
         positive = self.positive_P
         if not len(positive):
             return torch.zeros(()), torch.zeros(())
-        model = self.trainer.model
         target_P = self.item_of_event_B[positive]
         masked_PC = other_positives(self.events.request.rows_B[positive], target_P, len(self.candidates_C))
         weight_P, log_q_C = self.events.weight_B[positive], self._log_q()
         logits_PC = users.item.select(positive).score(items.vectors_CV) + items.bias_C
-        if node_logits_BK is None:
+        if scores is None:
             return sampled_softmax(logits_PC, target_P, log_q_C, masked_PC, weight_P), torch.zeros(())
-        node_PC = node_logits_BK[positive] @ affinity_CK.T
-        logits_PC = model.ensemble(logits_PC, node_PC)
+        levels = scores.of_all(positive)
+        logits_PC = self.trainer.model.ensemble(logits_PC, levels[-1])
         item_loss = sampled_softmax(logits_PC, target_P, log_q_C, masked_PC, weight_P)
-        node_loss = sampled_softmax(node_PC, target_P, log_q_C, masked_PC, weight_P)
-        return item_loss, self._index_weight() * node_loss
+        node_losses = [
+            sampled_softmax(level_PC, target_P, log_q_C, masked_PC, weight_P) for level_PC in levels
+        ]
+        return item_loss, self._index_weight() * torch.stack(node_losses).sum()
 
-    def _click(
-        self, users: UserSide, items: ItemSide, node_logits_BK: Tensor | None, affinity_CK: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _click(self, users: UserSide, items: ItemSide, scores: NodeScores | None) -> tuple[Tensor, Tensor]:
         """Calibrated click logits [B] of the events' own items, and the pointwise loss over all levels."""
         model, config, events = self.trainer.model, self.trainer.config, self.events
         own = self.item_of_event_B
         logits_B = users.item.score_pairs(items.vectors_CV[own].unsqueeze(1)).squeeze(1) + items.bias_C[own]
         node_loss = torch.zeros(())
-        if node_logits_BK is not None:
-            node_B = (node_logits_BK * affinity_CK[own]).sum(1)
+        if scores is not None:
+            node_B = scores.of_own(own)
             logits_B = model.ensemble(logits_B, node_B)
             node_click_B = model.calibration["node"](node_B + self._log_items())
             node_loss = self._index_weight() * pointwise(node_click_B, events.label_B, events.weight_B)

@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from streams import LEARNER, TwoGroups, bits, changed, events, items_batch, trained_learner
+from streams import LEARNER, LEVELS, TwoGroups, bits, changed, events, items_batch, trained_learner
 
 from consumers.batch import EventBatch
 from index_refresh.beam_search import search, search_flat
-from index_refresh.evaluation import ClickWindow, Evaluator
+from index_refresh.evaluation import ClickWindow, EvaluationConfig, Evaluator
 from index_refresh.learner import Learner
+from index_refresh.tree import sizes_of_level
 
 K = LEARNER.evaluation.k
 EVERY_EVENT: dict[str, Any] = {
@@ -43,8 +44,9 @@ def after(learner: Learner, users: list[int], items: list[int], **more: Any) -> 
 # -- recall ------------------------------------------------------------------------------------------------
 
 
-def test_recall_is_the_share_of_events_whose_item_was_among_the_answers() -> None:
-    learner = a_learner()
+@pytest.mark.parametrize("nodes", LEVELS, ids=str)
+def test_recall_is_the_share_of_events_whose_item_was_among_the_answers(nodes: tuple[int, ...]) -> None:
+    learner = a_learner(trainer__model__codebook__nodes=nodes)
     trainer = learner.trainer
     users = list(range(1, 41))
     wanted = [1 + (7 * user) % 200 for user in users]
@@ -116,6 +118,29 @@ def test_the_share_of_items_that_searches_score_follows_the_budget() -> None:
     share = answered(learner, batch)["scored_fraction"]
     largest = learner.refresher.leaves.sizes.max() / len(learner.trainer.items)
     assert 0.19 <= share < 0.2 + largest
+
+
+def test_searches_keep_to_the_beams() -> None:
+    """With one node of the first level kept, at most that node's items are scored."""
+    learner = a_learner(trainer__model__codebook__nodes=(4, 3), evaluation__beams=(1,))
+    batch = after(learner, list(range(1, 41)), [1] * 40)
+    share = answered(learner, batch)["scored_fraction"]
+    of_node = sizes_of_level(learner.refresher.leaves.sizes, (4, 3), 0) / len(learner.trainer.items)
+    assert of_node.min() <= share <= of_node.max() < 1.0
+
+
+@pytest.mark.parametrize("beams", [(0,), (4, -1)])
+def test_a_beam_keeps_at_least_one_node(beams: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="beams"):
+        EvaluationConfig(beams=beams)
+
+
+def test_while_leaves_are_filled_every_item_is_scored() -> None:
+    learner = a_learner(3, refresh__fill_rows=20, evaluation__budget=0.1, evaluation__k=5)
+    assert not learner.refresher.is_ready
+    metrics = answered(learner, after(learner, list(range(1, 41)), [1] * 40))
+    assert metrics["scored_fraction"] == 1.0
+    assert metrics["recall_index_at_5"] == metrics["recall_flat_at_5"]
 
 
 def test_the_budget_never_falls_below_twice_what_is_asked_for() -> None:

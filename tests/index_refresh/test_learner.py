@@ -9,6 +9,7 @@ from streams import (
     COLOUR,
     FEATURED,
     LEARNER,
+    LEVELS,
     QUICK,
     TwoGroups,
     catalogue,
@@ -16,6 +17,7 @@ from streams import (
     differing,
     events,
     items_batch,
+    learner_config,
     trained_learner,
 )
 
@@ -26,6 +28,7 @@ from index_refresh.learner import Learner, LearnerConfig
 from trainers.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 STEPS = 24
+levels = pytest.mark.parametrize("nodes", LEVELS, ids=str)
 
 
 def lively_stream(steps: int = STEPS) -> list[EventBatch | EntityBatch]:
@@ -74,9 +77,12 @@ def test_a_restored_learner_goes_on_as_if_nothing_had_happened(stop: int, tmp_pa
     assert undisturbed.tables()["names"].equals(restored.tables()["names"])
 
 
-def test_being_restored_many_times_changes_nothing(tmp_path: Path) -> None:
+@levels
+def test_being_restored_many_times_changes_nothing(nodes: tuple[int, ...], tmp_path: Path) -> None:
+    """With leaves that fill slice by slice, so that some of the restorations happen meanwhile."""
+    config = changed(FEATURED, trainer__model__codebook__nodes=nodes, refresh__fill_rows=40)
     stream = lively_stream(12)
-    undisturbed, restored = feed(Learner(FEATURED), stream), Learner(FEATURED)
+    undisturbed, restored = feed(Learner(config), stream), Learner(config)
     for number, batch in enumerate(stream):
         feed(restored, [batch])
         restored = Learner.restore(saved(restored, tmp_path, f"n-{number}"))
@@ -84,7 +90,7 @@ def test_being_restored_many_times_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_taken_state_is_not_touched_by_later_training() -> None:
-    learner = trained_learner(8)
+    learner = trained_learner(8, learner_config((4, 3)))
     taken, again = learner.parts(), learner.parts()
     learner.learn(TwoGroups(seed=8).batch())
     learner.apply(items_batch([5_000], removed=[1, 2]))
@@ -107,7 +113,9 @@ def test_a_checkpoint_says_what_it_is_of(tmp_path: Path) -> None:
 
 
 SHAPES: dict[str, tuple[str, Any]] = {
-    "more nodes": ("trainer__model__codebook__num_nodes", 16),
+    "more nodes": ("trainer__model__codebook__nodes", (16,)),
+    "another level of nodes": ("trainer__model__codebook__nodes", (8, 2)),
+    "as many leaves on two levels": ("trainer__model__codebook__nodes", (4, 2)),
     "wider vectors": ("trainer__model__dim", 12),
     "wider embeddings": ("trainer__embedding_dim", 16),
     "longer histories": ("trainer__history_length", 9),
@@ -162,9 +170,11 @@ def test_metrics_are_finite_from_the_first_moment_on() -> None:
         assert all(np.isfinite(value) for value in learner.metrics().values())
 
 
-def test_half_of_the_items_through_the_index_answer_as_well_as_all_of_them() -> None:
-    learner, stream = Learner(changed(LEARNER, trainer=QUICK)), TwoGroups()
-    for batch in stream.batches(150):
+@pytest.mark.parametrize("nodes", [(8,), (3, 2, 2)], ids=str)
+def test_half_of_the_items_through_the_index_answer_as_well_as_all_of_them(nodes: tuple[int, ...]) -> None:
+    config = changed(LEARNER, trainer=QUICK, evaluation__scores_per_event=1.0)
+    learner, stream = Learner(changed(config, trainer__model__codebook__nodes=nodes)), TwoGroups()
+    for batch in stream.batches(120):
         learner.learn(batch)
     trainer, users = learner.trainer, np.arange(1, stream.num_users + 1)
     asked = events(users, 0 * users, times=np.full(len(users), trainer.watermark_ms), labels=0.0)

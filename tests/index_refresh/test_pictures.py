@@ -1,21 +1,23 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from index_refresh.pictures import (
+    _balance_finding,
+    _churn_finding,
     _column,
-    _history_finding,
     _increase,
-    _occupancy_finding,
+    _measured_levels,
     _recall_finding,
-    _whole_edges,
-    index_history_picture,
-    occupancy_picture,
+    _top,
+    balance_picture,
+    churn_picture,
     recall_picture,
 )
 
@@ -36,7 +38,9 @@ def history(points: int, **more: float) -> list[dict[str, float]]:
             "index_moved": 10.0 * n,
             "index_nodes": 16.0,
             "index_nodes_used": 15.0,
-            "index_max_over_mean": 3.0,
+            "index_max_over_mean": 3.0 + n,
+            "index_std_over_mean": 0.5,
+            "index_entropy_ratio": 0.97,
             "recall_index_at_100": 0.30,
             "recall_flat_at_100": 0.40,
             "recall_popularity_at_100": 0.20,
@@ -47,41 +51,36 @@ def history(points: int, **more: float) -> list[dict[str, float]]:
     ]
 
 
+SIMILARITY = {"index_level1_item_to_centre": 0.8, "index_level2_centre_to_centre": 0.1}
+
+
+@pytest.mark.parametrize("picture", [churn_picture, balance_picture, recall_picture])
 @pytest.mark.parametrize("points", [0, 1, 2, 30])
-def test_pictures_of_any_history_are_readable_pngs(points: int) -> None:
-    for picture in (index_history_picture(history(points)), recall_picture(history(points))):
-        assert size_of(picture)[0] >= 800
+def test_pictures_of_any_history_are_readable_pngs(picture: Callable[..., bytes], points: int) -> None:
+    assert size_of(picture(history(points)))[0] >= 800
+    assert size_of(picture([{"events_trained": 10.0 * n} for n in range(points)]))[0] >= 800
 
 
-@pytest.mark.parametrize("sizes", [[0, 0, 0], [5], [1, 0, 9], [10**6, 3]])
-def test_pictures_of_any_sizes_are_readable_pngs(sizes: list[int]) -> None:
-    assert size_of(occupancy_picture(np.array(sizes, dtype=np.int64)))[0] >= 800
+@pytest.mark.parametrize("picture", [churn_picture, balance_picture, recall_picture])
+def test_the_same_state_gives_the_same_bytes_and_another_one_others(picture: Callable[..., bytes]) -> None:
+    assert picture(history(5)) == picture(history(5))
+    assert picture(history(5)) != picture(history(6))
 
 
-def test_the_same_state_gives_the_same_bytes() -> None:
-    assert recall_picture(history(5)) == recall_picture(history(5))
-
-
-def test_other_sizes_give_another_picture() -> None:
-    even, uneven = np.full(8, 4), np.array([25, 1, 1, 1, 1, 1, 1, 1])
-    assert occupancy_picture(even) != occupancy_picture(uneven)
-
-
-def test_a_history_without_index_figures_still_draws() -> None:
-    bare = [{"events_trained": 10.0}, {"events_trained": 20.0}]
-    assert size_of(index_history_picture(bare))
-    assert size_of(recall_picture(bare))
+def test_similarity_is_drawn_for_the_levels_that_were_measured() -> None:
+    assert _measured_levels(history(3, **SIMILARITY)) == [1, 2]
+    assert _measured_levels(history(3)) == []
+    plain, more = balance_picture(history(3)), balance_picture(history(3, **SIMILARITY))
+    assert size_of(more)[1] > size_of(plain)[1]
 
 
 def test_titles_say_what_the_figures_say() -> None:
-    assert _occupancy_finding(np.array([6, 2, 0, 0])) == (
-        "2 of 4 nodes are in use; the largest holds 3.0 times the mean"
-    )
-    assert _occupancy_finding(np.array([2, 2])).startswith("All nodes are in use")
     assert _recall_finding(history(3), "recall_index_at_100") == (
         "The index keeps 75% of flat recall and finds 1.50 times what popularity finds"
     )
-    assert _history_finding(history(3)) == "100 items in the index; 10 moves per 1,000 events lately"
+    assert _churn_finding(history(3)) == "100 items in the index; 10 moves per 1,000 events lately"
+    assert _balance_finding(history(3)) == "The largest node holds 5.0 times the mean, up from 3.0"
+    assert _balance_finding(history(1)) == "The largest node holds 3.0 times the mean"
 
 
 def test_a_count_that_starts_anew_is_no_negative_growth() -> None:
@@ -90,12 +89,10 @@ def test_a_count_that_starts_anew_is_no_negative_growth() -> None:
     assert np.isnan(_column(points, "absent")).all()
 
 
-@settings(deadline=None)
-@given(largest=st.integers(0, 10**7))
-def test_histogram_edges_cover_every_size_and_lie_between_whole_numbers(largest: int) -> None:
-    edges = _whole_edges(largest)
-    assert edges[0] < 0
-    assert edges[-1] > largest
-    assert len(edges) <= 26
-    assert (edges % 1 == 0.5).all()
-    assert len(set(np.diff(edges))) == 1
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=100))
+def test_an_axis_leaves_out_spikes_only(rates: list[float]) -> None:
+    top = _top(np.array(rates))
+    assert top >= 1.0
+    assert (np.array(rates) > top).sum() <= 0.05 * len(rates) + 1
+    if max(rates) <= 5 * float(np.quantile(rates, 0.95)):
+        assert top >= max(rates)

@@ -1,45 +1,119 @@
 from __future__ import annotations
 
+import itertools
 from itertools import pairwise
 
 import pytest
 import torch
-from streams import unit_vectors
+from streams import LEVELS, unit_vectors
 
-from trainers.codebook import Codebook, CodebookConfig, kmeans
+from trainers.codebook import Codebook, CodebookConfig, LevelAssignment, kmeans, nearest
 from trainers.towers import seeded
 
 K, D = 6, 5
+levels = pytest.mark.parametrize("nodes", LEVELS, ids=str)
 
 
-def started(step: int = 100, **config: float) -> Codebook:
+def started(step: int = 100, nodes: tuple[int, ...] = (K,), **config: float) -> Codebook:
     torch.manual_seed(0)
-    codebook = Codebook(CodebookConfig(num_nodes=K, **config), D)
+    codebook = Codebook(CodebookConfig(nodes=nodes, **config), D)
     codebook.start(unit_vectors(200, D), step, seeded(0))
     return codebook
 
 
 def even(codebook: Codebook) -> Codebook:
-    """As if every node were equally full."""
-    codebook.usage_K.fill_(1 / K)
+    """As if every leaf were equally full."""
+    codebook.usage_P.fill_(1 / len(codebook.usage_P))
     return codebook
 
 
-def test_affinities_of_an_item_sum_to_one_and_favour_the_nearest_node() -> None:
-    codebook, z = started(), unit_vectors(30, D, seed=2)
-    affinity = codebook.soft_assignment(z, step=150)
-    torch.testing.assert_close(affinity.sum(1), torch.ones(30))
-    assert (affinity >= 0).all()
-    assert torch.equal(affinity.argmax(1), codebook.distances(z).argmin(1))
+def of_first(codebook: Codebook, z: torch.Tensor) -> torch.Tensor:
+    return codebook.distances(0, z, torch.zeros(len(z), dtype=torch.int64))
+
+
+def an_assignment(affinity: torch.Tensor, parents: torch.Tensor) -> LevelAssignment:
+    nothing = torch.zeros(len(affinity), D)
+    return LevelAssignment(nothing, affinity, parents * affinity.shape[1], nothing)
+
+
+# -- assignment --------------------------------------------------------------------------------------------
+
+
+@levels
+def test_affinities_of_an_item_sum_to_one_and_favour_the_nearest_node(nodes: tuple[int, ...]) -> None:
+    codebook, z = started(nodes=nodes), unit_vectors(30, D, seed=2)
+    for level, found in enumerate(codebook.soft_assignment(z, step=150)):
+        torch.testing.assert_close(found.affinity_CK.sum(1), torch.ones(30))
+        assert (found.affinity_CK >= 0).all()
+        parents = found.path_C // nodes[level]
+        distances = codebook.distances(level, found.residual_CD, parents)
+        assert torch.equal(found.affinity_CK.argmax(1), distances.argmin(1))
+        assert torch.equal(found.path_C % nodes[level], distances.argmin(1))
+
+
+@levels
+def test_every_level_sees_what_the_nearest_nodes_above_leave(nodes: tuple[int, ...]) -> None:
+    """Item by item and level by level."""
+    codebook, z = started(nodes=nodes), unit_vectors(20, D, seed=3)
+    found = codebook.soft_assignment(z, step=150)
+    for c in range(20):
+        rest, above, path = z[c], torch.zeros(D), 0
+        for level, of_level in enumerate(found):
+            codes = codebook.nodes(level)
+            torch.testing.assert_close(of_level.residual_CD[c], rest)
+            meant = above + sum(a * code for a, code in zip(of_level.affinity_CK[c], codes, strict=True))
+            torch.testing.assert_close(of_level.pseudo_CD[c], meant, rtol=1e-4, atol=1e-5)
+            crowd = codebook.crowding(level)[path]
+            distance = (rest - codes).square().sum(1) + crowd
+            sharp = codebook.alpha(150) / codebook.energy_L[level]
+            expected = torch.softmax(-sharp * distance, dim=0)
+            torch.testing.assert_close(of_level.affinity_CK[c], expected, rtol=1e-3, atol=1e-5)
+            node = int(distance.argmin())
+            path = path * nodes[level] + node
+            assert int(of_level.path_C[c]) == path
+            rest, above = rest - codes[node], above + codes[node]
 
 
 def test_distances_are_squared_euclidean_on_the_sphere_when_nodes_are_equally_full() -> None:
     codebook, z = even(started(crowding=0.3)), unit_vectors(30, D, seed=2)
     with torch.no_grad():
-        codebook.codes_KD.mul_(3.0)  # only directions count
-    codes = torch.nn.functional.normalize(codebook.codes_KD, dim=1)
-    shift = codebook.distances(z) - torch.cdist(z, codes).square()
+        codebook.codes[0].mul_(3.0)  # only directions count
+    codes = torch.nn.functional.normalize(codebook.codes[0], dim=1)
+    shift = of_first(codebook, z) - torch.cdist(z, codes).square()
     torch.testing.assert_close(shift, shift[0, 0].expand_as(shift), rtol=0, atol=1e-4)
+
+
+def test_residual_nodes_keep_their_length() -> None:
+    codebook = started(nodes=(4, 3))
+    with torch.no_grad():
+        codebook.codes[1].mul_(3.0)
+    assert torch.equal(codebook.nodes(1), codebook.codes[1])
+    torch.testing.assert_close(codebook.nodes(0).norm(dim=1), torch.ones(4))
+
+
+@levels
+def test_deeper_levels_leave_less_of_the_items(nodes: tuple[int, ...]) -> None:
+    codebook, z = started(nodes=nodes, crowding=0.0), unit_vectors(200, D)
+    found = codebook.soft_assignment(z, step=100)
+    lengths = [float(of.residual_CD.detach().square().sum(1).mean()) for of in found]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] == pytest.approx(1.0)
+    assert len(set(lengths)) == len(nodes)
+
+
+@levels
+def test_some_of_the_items_are_assigned_as_they_are_among_all(nodes: tuple[int, ...]) -> None:
+    codebook, z = started(nodes=nodes), unit_vectors(20, D, seed=3)
+    rows = torch.tensor([3, 3, 17, 0])
+    for some, alone in zip(
+        codebook.soft_assignment(z, 150), codebook.soft_assignment(z[rows], 150), strict=True
+    ):
+        picked = some.select(rows)
+        for part in ("residual_CD", "affinity_CK", "path_C", "pseudo_CD"):
+            torch.testing.assert_close(getattr(picked, part), getattr(alone, part))
+
+
+# -- annealing ---------------------------------------------------------------------------------------------
 
 
 def test_alpha_rises_from_its_minimum_to_its_maximum_and_holds() -> None:
@@ -52,64 +126,182 @@ def test_alpha_rises_from_its_minimum_to_its_maximum_and_holds() -> None:
     assert codebook.progress(10**9) == 1.0
 
 
-def test_assignment_sharpens_as_alpha_rises() -> None:
-    codebook, z = started(step=0, min_alpha=2.0, max_alpha=500.0, anneal_steps=40), unit_vectors(30, D)
-    soft, hard = codebook.soft_assignment(z, 0), codebook.soft_assignment(z, 40)
-    assert (hard.max(1).values > soft.max(1).values).all()
-    torch.testing.assert_close(codebook.pseudo_items(torch.eye(K)).norm(dim=1), torch.ones(K))
+@levels
+def test_assignment_sharpens_as_alpha_rises(nodes: tuple[int, ...]) -> None:
+    codebook = started(step=0, nodes=nodes, min_alpha=2.0, max_alpha=500.0, anneal_steps=40)
+    z = unit_vectors(30, D)
+    for soft, hard in zip(codebook.soft_assignment(z, 0), codebook.soft_assignment(z, 40), strict=True):
+        assert (hard.affinity_CK.max(1).values > soft.affinity_CK.max(1).values).all()
+
+
+def test_small_residuals_are_assigned_as_sharply_as_large_ones() -> None:
+    """Distances of a deeper level are measured by how large its residuals are."""
+    codebook = started(nodes=(4, 3), crowding=0.2)
+    residual, parents = torch.randn(50, D, generator=seeded(4)), torch.arange(50) % 4
+
+    def affinities(scale: float) -> torch.Tensor:
+        distance = codebook.distances(1, scale * residual, parents)
+        return torch.softmax(-codebook.alpha(150) / codebook.energy_L[1] * distance, dim=1)
+
+    large = affinities(1.0)
+    with torch.no_grad():
+        codebook.codes[1].mul_(0.1)
+    codebook.energy_L[1] *= 0.01
+    torch.testing.assert_close(affinities(0.1), large, rtol=1e-3, atol=1e-4)
+
+
+# -- balance -----------------------------------------------------------------------------------------------
 
 
 def test_crowding_makes_big_nodes_farther_and_empty_ones_nearer() -> None:
     z = unit_vectors(20, D, seed=3)
     plain, crowded = even(started(crowding=0.0)), even(started(crowding=0.2))
-    crowded.usage_K.copy_(torch.tensor([0.75, 0.05, 0.05, 0.05, 0.10, 0.0]))
-    added = crowded.distances(z) - plain.distances(z)
+    crowded.usage_P.copy_(torch.tensor([0.75, 0.05, 0.05, 0.05, 0.10, 0.0]))
+    added = of_first(crowded, z) - of_first(plain, z)
     assert (added[:, 0] > 0).all()
     assert (added[:, 5] < added[:, 1]).all()
     assert torch.isfinite(added).all()
     no_crowding = even(started(crowding=0.0))
-    no_crowding.usage_K.copy_(crowded.usage_K)
-    torch.testing.assert_close(no_crowding.distances(z), plain.distances(z))
+    no_crowding.usage_P.copy_(crowded.usage_P)
+    torch.testing.assert_close(of_first(no_crowding, z), of_first(plain, z))
+
+
+def test_crowding_below_a_parent_compares_the_children_of_that_parent() -> None:
+    codebook = even(started(nodes=(4, 3), crowding=0.2))
+    usage = codebook.usage_P.view(4, 3)
+    usage[1] = torch.tensor([0.3, 0.01, 0.01])
+    usage[2] = 0.0
+    crowd = codebook.crowding(1)
+    assert crowd.shape == (4, 3)
+    assert crowd[1, 0] > crowd[1, 1] == crowd[1, 2]
+    torch.testing.assert_close(crowd[0], crowd[3])
+    torch.testing.assert_close(crowd[0], crowd[0, 0].expand(3))
+    torch.testing.assert_close(crowd[2], crowd[2, 0].expand(3))
+    z, parents = unit_vectors(8, D), torch.arange(8) % 4
+    distances = codebook.distances(1, z, parents)
+    plain = even(started(nodes=(4, 3), crowding=0.0)).distances(1, z, parents)
+    torch.testing.assert_close(distances - plain, crowd[parents], rtol=0, atol=1e-5)
+
+
+@levels
+def test_usage_of_a_level_sums_what_is_below(nodes: tuple[int, ...]) -> None:
+    codebook = started(nodes=nodes)
+    codebook.usage_P.copy_(torch.rand(len(codebook.usage_P), generator=seeded(1)))
+    paths = list(itertools.product(*map(range, nodes)))
+    for level in range(len(nodes)):
+        begins = list(itertools.product(*map(range, nodes[: level + 1])))
+        expected = [
+            sum(float(u) for u, path in zip(codebook.usage_P, paths, strict=True) if path[: level + 1] == b)
+            for b in begins
+        ]
+        torch.testing.assert_close(codebook.usage(level).flatten(), torch.tensor(expected))
+        assert codebook.usage(level).shape[1] == nodes[level]
 
 
 def test_the_balance_loss_pushes_items_away_from_overused_nodes() -> None:
     codebook = even(started(crowding=0.0))
-    codebook.usage_K.copy_(torch.tensor([0.9, 0.02, 0.02, 0.02, 0.02, 0.02]))
-    logits = torch.zeros(8, K, requires_grad=True)
-    codebook.balance_loss(logits.softmax(1)).backward()
+    codebook.usage_P.copy_(torch.tensor([0.9, 0.02, 0.02, 0.02, 0.02, 0.02]))
+    logits, parents = torch.zeros(8, K, requires_grad=True), torch.zeros(8, dtype=torch.int64)
+    codebook.balance_loss(0, an_assignment(logits.softmax(1), parents)).backward()
     downhill = -logits.grad
     assert (downhill[:, 0] < 0).all()
     assert (downhill[:, 1:] > 0).all()
 
 
+def test_the_balance_loss_of_a_deeper_level_looks_at_an_items_own_parent() -> None:
+    codebook = even(started(nodes=(4, 3)))
+    codebook.usage_P.view(4, 3)[1] = torch.tensor([0.2, 0.01, 0.01])
+    logits, parents = torch.zeros(2, 3, requires_grad=True), torch.tensor([1, 2])
+    codebook.balance_loss(1, an_assignment(logits.softmax(1), parents)).backward()
+    downhill = -logits.grad
+    assert downhill[0, 0] < 0
+    assert (downhill[0, 1:] > 0).all()
+    torch.testing.assert_close(downhill[1], torch.zeros(3), rtol=0, atol=1e-6)
+
+
 def test_the_balance_loss_is_indifferent_when_nodes_are_equally_used() -> None:
-    codebook = even(started())
+    codebook, parents = even(started()), torch.zeros(8, dtype=torch.int64)
     logits = torch.randn(8, K, generator=seeded(1)).requires_grad_()
-    codebook.balance_loss(logits.softmax(1)).backward()
+    codebook.balance_loss(0, an_assignment(logits.softmax(1), parents)).backward()
     torch.testing.assert_close(logits.grad, torch.zeros(8, K), rtol=0, atol=1e-6)
+
+
+# -- what the index tells it -------------------------------------------------------------------------------
 
 
 def test_observed_usage_approaches_the_real_sizes_smoothly() -> None:
     codebook, sizes = even(started(usage_decay=0.5)), torch.tensor([50, 10, 10, 10, 20, 0])
-    density = torch.linspace(-3, 0, K)
     gaps = []
     for _ in range(20):
-        codebook.observe(sizes, density)
-        gaps.append(float((codebook.usage_K - sizes / 100).abs().sum()))
+        codebook.observe_usage(sizes)
+        gaps.append(float((codebook.usage_P - sizes / 100).abs().sum()))
     assert gaps[0] > gaps[1] > gaps[2] > 0
     assert gaps[-1] < 1e-4
-    assert torch.equal(codebook.log_density_K, density)
-    codebook.observe(torch.zeros(K, dtype=torch.int64), density)
-    assert torch.isfinite(codebook.distances(unit_vectors(3, D))).all()
+    codebook.observe_usage(torch.zeros(K, dtype=torch.int64))
+    assert torch.isfinite(of_first(codebook, unit_vectors(3, D))).all()
 
 
-def test_a_codebook_starts_once_it_is_told_to() -> None:
-    codebook = Codebook(CodebookConfig(num_nodes=K), D)
+@levels
+def test_density_is_popularity_per_member_at_every_level(nodes: tuple[int, ...]) -> None:
+    codebook = started(nodes=nodes)
+    sizes = torch.randint(1, 9, (len(codebook.usage_P),), generator=seeded(2))
+    mass = torch.rand(len(sizes), generator=seeded(3))
+    codebook.observe_density(sizes, mass)
+    paths = list(itertools.product(*map(range, nodes)))
+    for level in range(len(nodes)):
+        for number, begin in enumerate(itertools.product(*map(range, nodes[: level + 1]))):
+            under = [p for p, path in enumerate(paths) if path[: level + 1] == begin]
+            expected = torch.log(mass[under].sum() / sizes[under].sum())
+            torch.testing.assert_close(codebook.log_density(level)[number], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_empty_node_has_a_finite_density() -> None:
+    codebook = started(nodes=(4, 3))
+    nothing = torch.zeros(12)
+    codebook.observe_density(nothing.long(), nothing)
+    for level in range(2):
+        assert torch.isfinite(codebook.log_density(level)).all()
+
+
+def test_the_size_of_residuals_is_followed_below_the_first_level_only() -> None:
+    codebook = started(nodes=(4, 3), usage_decay=0.5)
+    first = codebook.energy_L.clone()
+    for level in range(2):
+        for _ in range(30):
+            codebook.observe_residuals(level, torch.full((7, D), 2.0))
+    assert codebook.energy_L[0] == first[0]
+    assert float(codebook.energy_L[1]) == pytest.approx(4.0 * D, rel=1e-4)
+    codebook.observe_residuals(1, torch.zeros(0, D))
+    assert torch.isfinite(codebook.energy_L).all()
+
+
+# -- start -------------------------------------------------------------------------------------------------
+
+
+@levels
+def test_a_codebook_starts_once_it_is_told_to(nodes: tuple[int, ...]) -> None:
+    codebook, z = Codebook(CodebookConfig(nodes=nodes), D), unit_vectors(100, D)
     assert not codebook.is_started
-    codebook.start(unit_vectors(100, D), 7, seeded(0))
+    codebook.start(z, 7, seeded(0))
     assert codebook.is_started
-    torch.testing.assert_close(codebook.usage_K.sum(), torch.tensor(1.0))
-    torch.testing.assert_close(codebook.codes_KD.norm(dim=1), torch.ones(K))
+    torch.testing.assert_close(codebook.usage_P.sum(), torch.tensor(1.0))
+    torch.testing.assert_close(codebook.codes[0].norm(dim=1), torch.ones(nodes[0]))
+    residual, path = z, torch.zeros(100, dtype=torch.int64)
+    for level in range(len(nodes)):
+        torch.testing.assert_close(codebook.energy_L[level], residual.square().sum(1).mean())
+        nearby = torch.cdist(residual, codebook.nodes(level)).argmin(1)
+        residual, path = residual - codebook.nodes(level)[nearby], path * nodes[level] + nearby
+    expected = torch.bincount(path, minlength=len(codebook.usage_P)) / 100
+    torch.testing.assert_close(codebook.usage_P, expected)
+
+
+@pytest.mark.parametrize("points", [1, 2, 9])
+def test_a_start_from_few_or_equal_vectors_is_finite(points: int) -> None:
+    codebook = Codebook(CodebookConfig(nodes=(4, 3)), D)
+    codebook.start(unit_vectors(1, D).expand(points, D).clone(), 0, seeded(0))
+    assert (codebook.energy_L > 0).all()
+    for found in codebook.soft_assignment(unit_vectors(5, D, seed=9), 0):
+        assert torch.isfinite(found.affinity_CK).all()
 
 
 def test_kmeans_finds_separate_clusters_and_leaves_no_centre_empty() -> None:
@@ -124,6 +316,21 @@ def test_kmeans_finds_separate_clusters_and_leaves_no_centre_empty() -> None:
         assert similarity.max(1).values.mean() > 0.98
 
 
+def test_kmeans_off_the_sphere_puts_centres_into_the_middle_of_their_points() -> None:
+    points = torch.cat([torch.full((30, D), 0.1), torch.full((30, D), -5.0)])
+    points = points + 0.01 * torch.randn(points.shape, generator=seeded(0))
+    centres = kmeans(points, 2, seeded(1), spherical=False)
+    found = nearest(points, centres)
+    assert found[:30].unique().numel() == found[30:].unique().numel() == 1
+    for centre in range(2):
+        torch.testing.assert_close(centres[centre], points[found == centre].mean(0))
+
+
+def test_the_nearest_centre_is_the_nearest_whatever_its_length() -> None:
+    points, centres = torch.randn(50, D, generator=seeded(1)), 3 * torch.randn(7, D, generator=seeded(2))
+    assert torch.equal(nearest(points, centres), torch.cdist(points, centres).argmin(1))
+
+
 def test_kmeans_of_fewer_vectors_than_centres_is_finite() -> None:
     centres = kmeans(unit_vectors(3, D), 8, seeded(0))
     torch.testing.assert_close(centres.norm(dim=1), torch.ones(8))
@@ -133,3 +340,9 @@ def test_the_same_seed_gives_the_same_centres() -> None:
     vectors = unit_vectors(100, D)
     assert torch.equal(kmeans(vectors, K, seeded(4)), kmeans(vectors, K, seeded(4)))
     assert not torch.equal(kmeans(vectors, K, seeded(4)), kmeans(vectors, K, seeded(5)))
+
+
+@pytest.mark.parametrize("nodes", [(), (1,), (4, 1), (2, 2, 2, 2)], ids=str)
+def test_there_are_one_to_three_levels_of_two_nodes_or_more(nodes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="nodes"):
+        CodebookConfig(nodes=nodes)

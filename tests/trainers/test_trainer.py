@@ -8,6 +8,7 @@ import torch
 from streams import (
     COLOUR,
     DEVICE,
+    LEVELS,
     PRICE,
     QUICK,
     START_MS,
@@ -25,14 +26,21 @@ from torch import Tensor
 from consumers import columns as c
 from consumers.batch import EntityKind, EventBatch
 from trainers.entities import BORN, VECTOR
+from trainers.hsnn import UserSide
 from trainers.towers import seeded
 from trainers.trainer import FeatureSets, OnlineTrainer, TrainerConfig, UserRequest
 
+levels = pytest.mark.parametrize("nodes", LEVELS, ids=str)
 FEATURES = FeatureSets(item=(COLOUR, PRICE, TAGS), user=(DEVICE,), context=(DEVICE,))
 
 
 def config(**updates: Any) -> TrainerConfig:
     return TrainerConfig.model_validate({**dict(TRAINER), **updates})
+
+
+def of_levels(nodes: tuple[int, ...]) -> TrainerConfig:
+    codebook = TRAINER.model.codebook.model_copy(update={"nodes": nodes})
+    return config(model=TRAINER.model.model_copy(update={"codebook": codebook}))
 
 
 def start_codebook(trainer: OnlineTrainer) -> None:
@@ -117,6 +125,25 @@ def test_losses_fall_and_click_predictions_become_better_than_the_mean_rate() ->
     assert loss < 0.8 * entropy
 
 
+@levels
+def test_every_level_learns_from_labels(nodes: tuple[int, ...]) -> None:
+    """Of each level its codebook, its networks and how much it hears from the level above."""
+    stream, trainer = TwoGroups(labelled=True), new_trainer(of_levels(nodes))
+    trained(stream.batches(4), trainer)
+    for level in range(len(nodes)):  # as the index would have told it
+        density = trainer.model.codebook.log_density(level)
+        density.copy_(torch.randn(density.shape, generator=seeded(level)))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    reports = [trainer.learn(batch) for batch in stream.batches(8)]
+    assert all(report.node_loss > 0 for report in reports)
+    unmoved = [name for name, p in trainer.model.named_parameters() if torch.equal(p.detach(), before[name])]
+    assert unmoved == []
+    expected = {f"node_levels.{level}.parent_weight" for level in range(1, len(nodes))}
+    expected |= {f"codebook.codes.{level}" for level in range(len(nodes))}
+    assert expected <= before.keys()
+    assert len(trainer.model.codebook.codes) == len(nodes)
+
+
 # -- the same again ----------------------------------------------------------------------------------------
 
 
@@ -130,9 +157,10 @@ def featured_stream(trainer: OnlineTrainer, batches: list[EventBatch], first: in
         trained([batch], trainer)
 
 
-def test_the_same_stream_gives_the_same_bits() -> None:
+@levels
+def test_the_same_stream_gives_the_same_bits(nodes: tuple[int, ...]) -> None:
     batches = TwoGroups(labelled=True, context=True).batches(12)
-    first, second = (OnlineTrainer(TRAINER, FEATURES) for _ in range(2))
+    first, second = (OnlineTrainer(of_levels(nodes), FEATURES) for _ in range(2))
     featured_stream(first, batches)
     torch.manual_seed(77)  # nobody else's random state may matter
     np.random.seed(78)
@@ -147,10 +175,11 @@ def test_another_seed_gives_another_model() -> None:
     assert "model/item_tower.linear.weight" in differing(first.state(), second.state())
 
 
+@levels
 @pytest.mark.parametrize("stop", [1, 5])
-def test_a_loaded_state_learns_on_bit_for_bit(stop: int) -> None:
+def test_a_loaded_state_learns_on_bit_for_bit(stop: int, nodes: tuple[int, ...]) -> None:
     batches = TwoGroups(labelled=True, context=True).batches(10)
-    undisturbed, restored = (OnlineTrainer(TRAINER, FEATURES) for _ in range(2))
+    undisturbed, restored = (OnlineTrainer(of_levels(nodes), FEATURES) for _ in range(2))
     featured_stream(undisturbed, batches[:stop])
     copy = {part: {k: v.clone() for k, v in named.items()} for part, named in undisturbed.state().items()}
     restored.load(copy)
@@ -176,9 +205,10 @@ ODD = {
 
 
 @pytest.mark.parametrize("started", [False, True], ids=["before the codebook", "with a codebook"])
+@pytest.mark.parametrize("nodes", [(8,), (3, 2, 2)], ids=str)
 @pytest.mark.parametrize("name", ODD)
-def test_odd_batches_are_learnt_without_harm(name: str, started: bool) -> None:
-    trainer = trained(TwoGroups().batches(4 if started else 1))
+def test_odd_batches_are_learnt_without_harm(name: str, nodes: tuple[int, ...], started: bool) -> None:
+    trainer = trained(TwoGroups().batches(4 if started else 1), new_trainer(of_levels(nodes)))
     step, seen = trainer.step, trainer.events_trained
     report = trainer.learn(ODD[name])
     assert (trainer.step, trainer.events_trained) == (step + 1, seen + len(ODD[name]))
@@ -344,21 +374,33 @@ def test_what_a_user_liked_earlier_in_the_batch_is_known_later_in_it() -> None:
     assert (first[1] - second[1]).abs() > 1e-6
 
 
-def test_a_batch_is_scored_exactly_as_it_would_have_been_just_before() -> None:
+@levels
+def test_a_batch_is_scored_exactly_as_it_would_have_been_just_before(nodes: tuple[int, ...]) -> None:
     """Its items were last met a month ago, and not at this very moment, as the batch itself would have it."""
-    trainer = prepared()
+    trainer = trained(TwoGroups(labelled=True).batches(12), new_trainer(of_levels(nodes)))
     later = trainer.watermark_ms + 30 * 86_400_000
     trainer.learn(events([1, 2], [50, 51], times=[later] * 2))
     batch = events([1, 3, 4], [30, 31, 32], times=[later + 1_000] * 3, labels=[1, 0, 1])
     users = trainer.user_side(trainer.request(batch.table))
     side = trainer.item_side(torch.from_numpy(trainer.items.find(np.array([30, 31, 32]))))
     with torch.no_grad():
-        model = trainer.model
-        affinity = model.codebook.soft_assignment(model.index_vectors(side.vectors_CV), trainer.step)
         item_logits = users.item.score(side.vectors_CV) + side.bias_C
-        logits = model.ensemble(item_logits, model.node_logits(users.node) @ affinity.T).diagonal()
-        expected = model.calibration["item"](logits + float(np.log(len(trainer.items))))
+        node_logits = logits_of_nodes(trainer, users, side.vectors_CV)
+        logits = trainer.model.ensemble(item_logits, node_logits).diagonal()
+        expected = trainer.model.calibration["item"](logits + float(np.log(len(trainer.items))))
     torch.testing.assert_close(first_logits(trainer, batch), expected, rtol=1e-5, atol=1e-5)
+
+
+def logits_of_nodes(trainer: OnlineTrainer, users: UserSide, vectors: Tensor) -> Tensor:
+    """Of the last level, every user with every item: pseudo items meet each level's network in turn."""
+    model = trainer.model
+    found = model.codebook.soft_assignment(model.index_vectors(vectors), trainer.step)
+    logits = model.node_logits(users.nodes[0]) @ found[0].affinity_CK.T
+    for level in range(1, model.num_levels):
+        own = users.nodes[level].score(model.node_level(level).tower(found[level].pseudo_CD))
+        own = own + model.node_bias(level)[found[level].path_C]
+        logits = own + model.node_level(level).parent_weight * logits
+    return logits
 
 
 def test_a_batch_becomes_history_popularity_and_time_once_it_is_learnt() -> None:

@@ -1,0 +1,243 @@
+"""The walk of one request through the index, compiled by numba: levels of nodes, then items, then the best k.
+
+One compiled function answers one user without Python, without the interpreter's lock, and without touching
+memory that other requests use; threads may call it side by side. Numba compiles it for the widths of the
+model at first use (about three seconds a process).
+
+Shapes: L levels, K nodes of a level (all levels above included), Q = 1 + H queries of a folded user, V item
+vector, S slots (rows of ``vectors``), P leaves, R item rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+# What an empty place scores; below every logit a network can give, and finite.
+NO_ITEM = -1e30
+# Candidates kept beside the best k before the rest is thrown out: keeps the buffer inside the cache, and
+# makes throwing out rare.
+SPARE = 1024
+
+
+@njit(nogil=True, fastmath=True)
+def expand(level, parents_n, logits_n, nodes_L, side):  # type: ignore[no-untyped-def]
+    """Logits and paths of all children of some paths.
+
+    A node stands for the sum of its own vector and its ancestors', and products with the user's queries add
+    up like the vectors; so only the hidden units cost anything a path.
+    """
+    products_QK, gates_H, offsets_H, bias_P, weight = side
+    num_queries, count = len(products_QK), nodes_L[level]
+    first = 0
+    for above in range(level):
+        first += nodes_L[above]
+    paths = np.empty(len(parents_n) * count, dtype=np.int64)
+    logits = np.empty(len(parents_n) * count, dtype=np.float32)
+    base_Q = np.empty(num_queries, dtype=np.float32)
+    for n in range(len(parents_n)):
+        path, at = parents_n[n] * count, n * count
+        add_ancestors(level, parents_n[n], nodes_L, first, products_QK, base_Q)
+        common = base_Q[0] + weight[0] * logits_n[n]
+        for k in range(count):
+            paths[at + k] = path + k
+            logits[at + k] = common + products_QK[0, first + k] + bias_P[path + k]
+        # Children innermost: the compiler takes eight of them at a time.
+        for h in range(num_queries - 1):
+            base, gate = base_Q[h + 1] + offsets_H[h], gates_H[h]
+            for k in range(count):
+                logits[at + k] += max(base + products_QK[h + 1, first + k], np.float32(0.0)) * gate
+    return logits, paths
+
+
+@njit(nogil=True)
+def add_ancestors(level, path, nodes_L, first, products_QK, base_Q):  # type: ignore[no-untyped-def]
+    """Products of the user's queries with the sum of a path's nodes above ``level``, into ``base_Q``."""
+    for q in range(len(base_Q)):
+        base_Q[q] = 0.0
+    for above in range(level - 1, -1, -1):
+        first -= nodes_L[above]
+        for q in range(len(base_Q)):
+            base_Q[q] += products_QK[q, first + path % nodes_L[above]]
+        path //= nodes_L[above]
+
+
+@njit(nogil=True)
+def keep_best(scores, things, count, k):  # type: ignore[no-untyped-def]
+    """Bring the ``k`` largest of the first ``count`` scores, with their things, to the front, unordered."""
+    low, high = 0, count - 1
+    while low < high:
+        pivot = scores[(low + high) // 2]
+        left, right = low, high
+        while left <= right:
+            while scores[left] > pivot:
+                left += 1
+            while scores[right] < pivot:
+                right -= 1
+            if left <= right:
+                scores[left], scores[right] = scores[right], scores[left]
+                things[left], things[right] = things[right], things[left]
+                left += 1
+                right -= 1
+        if k - 1 <= right:
+            high = right
+        elif k - 1 >= left:
+            low = left
+        else:
+            return
+
+
+@njit(nogil=True)
+def sink(keys, things, at, count):  # type: ignore[no-untyped-def]
+    """Restore a heap with the largest key on top after ``at`` got a smaller one."""
+    while 2 * at + 1 < count:
+        child = 2 * at + 1
+        if child + 1 < count and keys[child + 1] > keys[child]:
+            child += 1
+        if keys[at] >= keys[child]:
+            return
+        keys[at], keys[child] = keys[child], keys[at]
+        things[at], things[child] = things[child], things[at]
+        at = child
+
+
+@njit(nogil=True)
+def leaves_of_beam(nodes_L, beams_L, levels, sizes_P):  # type: ignore[no-untyped-def]
+    """Logits and numbers of the leaves below the surviving nodes; empty ones are left out of the first
+    ``kept``."""
+    paths, logits = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
+    for level in range(len(nodes_L)):
+        logits, paths = expand(level, paths, logits, nodes_L, levels[level])
+        if level + 1 < len(nodes_L) and beams_L[level] < len(paths):
+            keep_best(logits, paths, len(paths), beams_L[level])
+            paths, logits = paths[: beams_L[level]], logits[: beams_L[level]]
+    kept = 0
+    for n in range(len(paths)):
+        if sizes_P[paths[n]] > 0:
+            paths[kept], logits[kept] = paths[n], logits[n]
+            kept += 1
+    return logits, paths, kept
+
+
+@njit(nogil=True)
+def lowest(scores, count):  # type: ignore[no-untyped-def]
+    low = scores[0]
+    for n in range(1, count):
+        low = min(low, scores[n])
+    return low
+
+
+@njit(nogil=True)
+def run_key(logit, leaf, first, lists, ranking, items):  # type: ignore[no-untyped-def]
+    """What a run of a leaf is ranked by: the leaf's logit, and how far the most popular item of the run is
+    above the leaf's centre. A leaf's logit speaks for its typical item, and a user may want the few popular
+    items of many leaves rather than all items of a few."""
+    starts_P, sizes_P, _, slots = lists
+    run, centres_P, _ = ranking
+    begin = starts_P[leaf] + first
+    bias = items[2][slots[begin]]
+    for at in range(begin + 1, min(begin + run, starts_P[leaf] + sizes_P[leaf])):
+        bias = max(bias, items[2][slots[at]])
+    return logit + bias - centres_P[leaf]
+
+
+@njit(nogil=True)
+def ranked_runs(logits, leaves, count, ranking):  # type: ignore[no-untyped-def]
+    """A heap of leaves by the key of their first run, whose lift is kept by leaf: keys, what is in the heap,
+    and how many members of each leaf were taken."""
+    run, _, lifts_P = ranking
+    keys, heap, taken = np.empty(count, dtype=np.float32), np.arange(count), np.zeros(count, dtype=np.int64)
+    for n in range(count):
+        keys[n] = logits[n] if run == 0 else logits[n] + lifts_P[leaves[n]]
+    for n in range(count // 2, -1, -1):
+        sink(keys, heap, n, count)
+    return keys, heap, taken
+
+
+@njit(nogil=True)
+def next_run(logits, leaves, lists, ranking, items, keys, heap, taken):  # type: ignore[no-untyped-def]
+    """Take the run on top of the heap, and rank its leaf by the next one; where the run ends."""
+    n = heap[0]
+    size = lists[1][leaves[n]]
+    taken[n] = size if ranking[0] == 0 else min(taken[n] + ranking[0], size)
+    if taken[n] < size:
+        keys[0] = run_key(logits[n], leaves[n], taken[n], lists, ranking, items)
+    return lists[0][leaves[n]] + taken[n]
+
+
+@lru_cache(maxsize=32)
+def scorer(width: int, hidden: int, quantized: bool) -> Callable[..., Any]:
+    """Score of one item for one user: constant loop bounds let the compiler unroll and use wide registers."""
+
+    @njit(nogil=True, fastmath=True)
+    def score(slot, user, items):  # type: ignore[no-untyped-def]
+        queries_QV, gates_H, offsets_H = user
+        vectors_SV, scales_S, biases_S = items
+        scale = scales_S[slot] if quantized else np.float32(1.0)
+        product = np.float32(0.0)
+        for v in range(width):
+            product += queries_QV[0, v] * np.float32(vectors_SV[slot, v])
+        total = biases_S[slot] + product * scale
+        for h in range(hidden):
+            product = np.float32(0.0)
+            for v in range(width):
+                product += queries_QV[h + 1, v] * np.float32(vectors_SV[slot, v])
+            total += max(product * scale + offsets_H[h], np.float32(0.0)) * gates_H[h]
+        return total
+
+    return score
+
+
+@lru_cache(maxsize=32)
+def walker(width: int, hidden: int, quantized: bool) -> Callable[..., int]:
+    """The whole walk of one request, for item vectors of ``width`` and an OverArch of ``hidden`` units.
+
+    It takes runs of leaves, best first, until ``budget`` items were met and ``at_least`` of them were
+    allowed, fills ``out_rows`` and ``out_scores`` in no order, and gives how many items were scored.
+    """
+    score = scorer(width, hidden, quantized)
+
+    @njit(nogil=True)
+    def walk(tree, lists, ranking, user, items, blocked_R, budget, at_least, out_rows, out_scores):  # type: ignore[no-untyped-def]
+        nodes_L, beams_L, levels, ensemble_weight = tree
+        starts_P, sizes_P, rows, slots = lists
+        logits, leaves, left = leaves_of_beam(nodes_L, beams_L, levels, sizes_P)
+        keys, heap, taken = ranked_runs(logits, leaves, left, ranking)
+        k, num_kept, scored, met = len(out_rows), 0, 0, 0
+        kept_scores = np.empty(2 * k + SPARE, dtype=np.float32)
+        kept_rows = np.empty(2 * k + SPARE, dtype=np.int64)
+        threshold = np.float32(NO_ITEM)
+        while left > 0 and (met < budget or scored < at_least):
+            n = heap[0]
+            from_leaf = ensemble_weight * logits[n]
+            begin = starts_P[leaves[n]] + taken[n]
+            until = next_run(logits, leaves, lists, ranking, items, keys, heap, taken)
+            if taken[n] == sizes_P[leaves[n]]:
+                left -= 1
+                keys[0], heap[0] = keys[left], heap[left]
+            sink(keys, heap, 0, left)
+            met += until - begin
+            for at in range(begin, until):
+                if rows[at] < len(blocked_R) and blocked_R[rows[at]]:
+                    continue
+                scored += 1
+                total = score(slots[at], user, items) + from_leaf
+                if total > threshold:
+                    kept_scores[num_kept], kept_rows[num_kept] = total, rows[at]
+                    num_kept += 1
+                    if num_kept == len(kept_rows):
+                        keep_best(kept_scores, kept_rows, num_kept, k)
+                        num_kept = k
+                        threshold = lowest(kept_scores, k)
+        if num_kept > k:
+            keep_best(kept_scores, kept_rows, num_kept, k)
+            num_kept = k
+        for n in range(num_kept):
+            out_rows[n], out_scores[n] = kept_rows[n], kept_scores[n]
+        return scored
+
+    return walk
