@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from consumers import columns as c
 
@@ -201,13 +202,23 @@ def _join(chunks: list[EventChunk]) -> EventBatch:
         names.update(chunk.names)
         for reject in chunk.rejected:
             rejected[reject.reason] += reject.rows
+    batch = _one_batch(table)
     return EventBatch(
-        table=_one_batch(table),
+        table=batch,
         positions={chunk.source: chunk.after for chunk in chunks},
         rejected=rejected,
-        names=names,
+        names=_names_of(batch, names),
         read_at=max(chunk.read_at for chunk in chunks),
     )
+
+
+def _names_of(batch: pa.RecordBatch, names: Mapping[int, str]) -> dict[int, str]:
+    """Names of the batch's own items. A chunk is cut into many batches, and each would bring the names of
+    items that are met later, or were removed meanwhile."""
+    if not names:
+        return {}
+    items = pc.unique(batch.column(c.ITEM_ID)).to_pylist()
+    return {item: names[item] for item in items if item in names}
 
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:

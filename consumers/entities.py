@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,39 @@ def entity_batches(
         end = after if last else Position(int(offsets[first + MAX_ROWS]), int(rows[first + MAX_ROWS]))
         yield _batch(decoded, kind, source, slice(first, first + MAX_ROWS), (begin, end), read_at)
         begin = end
+
+
+def can_follow(first: EntityBatch, second: EntityBatch, num_rows: int) -> bool:
+    """Whether ``second`` may be joined to ``first``, which would then have ``num_rows`` changes."""
+    same = first.kind is second.kind and first.positions.keys() == second.positions.keys()
+    return same and num_rows <= MAX_ROWS
+
+
+def joined(batches: Sequence[EntityBatch]) -> EntityBatch:
+    """Consecutive batches of one partition as one, as if they had been read at once.
+
+    ``read_at`` is the earliest, so that no latency is told too short.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    rows = pa.Table.from_batches([batch.upserts for batch in batches]).combine_chunks().to_batches()
+    ids = np.concatenate([part for b in batches for part in (b.upserts.column(0).to_numpy(), b.removed)])
+    is_upsert = np.concatenate([np.repeat([True, False], [len(b.upserts), len(b.removed)]) for b in batches])
+    _, newest_first = np.unique(ids[::-1], return_index=True)
+    last = np.sort(len(ids) - 1 - newest_first)
+    kept = (np.cumsum(is_upsert) - 1)[last[is_upsert[last]]]
+    rejected: Counter[str] = Counter()
+    for batch in batches:
+        rejected.update(batch.rejected)
+    return EntityBatch(
+        kind=batches[0].kind,
+        upserts=rows[0].take(pa.array(kept)) if rows else batches[0].upserts,
+        removed=ids[last[~is_upsert[last]]],
+        positions=batches[-1].positions,
+        names={item: name for batch in batches for item, name in batch.names.items()},
+        rejected=rejected,
+        read_at=min(batch.read_at for batch in batches),
+    )
 
 
 def _batch(

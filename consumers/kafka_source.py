@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,8 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 from kafka.structs import OffsetAndMetadata
 
-from consumers.batch import EventBatch, EventChunk, Position, Positions, Rebatcher
+from consumers import columns as c
+from consumers.batch import EntityKind, EventBatch, EventChunk, Position, Positions, Rebatcher
 from consumers.codecs import Record, decode_entities, decode_events
 from consumers.dead_letter import DeadLetterSink, close_dead_letters
 from consumers.entities import entity_batches
@@ -24,7 +26,7 @@ from consumers.errors import BrokerError, OffsetGapError
 from consumers.kafka_config import KafkaConfig
 from consumers.prefetch import Prefetch
 from consumers.schema import EntitySchema, EventSchema
-from consumers.source import Batch
+from consumers.source import Batch, ReadAhead
 from consumers.times import wall_ms
 
 __all__ = ["KafkaConfig", "KafkaSource"]
@@ -41,6 +43,8 @@ _CHECK_S = 5.0
 """How often end offsets are asked for: once in a while, since each is a round trip to every leader."""
 _STALL_S = 30.0
 """No data for so long although there is some: said in the log, because kafka-python says nothing."""
+# Chunks whose items wait to be asked for; older ones were trained meanwhile. Bounds memory if nobody asks.
+_MAX_READ_AHEAD = 4096
 _REQUEST_MS = 10_000
 _LAST_COMMIT_MS = 2_000
 
@@ -112,6 +116,7 @@ class KafkaSource:
         self._prefetch = Prefetch(config.queue_bytes, name="consumer")
         self._reader: _Reader | None = None
         self._handed_out: Positions = {}
+        self._read_ahead: deque[ReadAhead] = deque(maxlen=_MAX_READ_AHEAD)
 
     def open(self, positions: Positions) -> None:
         consumer = _connect(self.config)
@@ -131,6 +136,10 @@ class KafkaSource:
         if batch is not None:
             self._handed_out.update(batch.positions)
         return batch
+
+    def read_ahead(self) -> list[ReadAhead]:
+        # Only what was there at the call: the reader may add faster than this loop takes.
+        return [self._read_ahead.popleft() for _ in range(len(self._read_ahead))]
 
     def commit(self, positions: Positions) -> None:
         if self._reader is not None:
@@ -256,6 +265,8 @@ class _Reader:
             names=decoded.names,
             read_at=time.monotonic(),
         )
+        item_ids = chunk.table.column(c.ITEM_ID).to_numpy()
+        source._read_ahead.append(ReadAhead(item_ids, chunk.read_at, chunk.names))
         for batch in self._rebatcher.add(chunk):
             self._put(batch)
 
@@ -265,7 +276,10 @@ class _Reader:
         decoded = decode_entities(records, schema, part.start)
         self._bury(decoded.letters)
         for batch in entity_batches(decoded, schema.kind, part.key, after, time.monotonic()):
-            self._queue.put(batch)
+            if batch.kind is EntityKind.ITEM and len(batch.removed):
+                nothing = batch.removed[:0]
+                self._source._read_ahead.append(ReadAhead(nothing, batch.read_at, {}, batch.removed))
+            self._queue.put_first(batch)
 
     def _bury(self, letters: Sequence[Any]) -> None:
         for letter in letters:

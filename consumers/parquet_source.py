@@ -19,7 +19,7 @@ from consumers.errors import OffsetGapError
 from consumers.parquet_log import LogFile, check_file, find_log
 from consumers.prefetch import Prefetch
 from consumers.schema import BadRow, EntitySchema, EventSchema, Normalised
-from consumers.source import Batch
+from consumers.source import Batch, ReadAhead
 from consumers.times import wall_ms
 
 _READ_ROWS = 20_000
@@ -99,6 +99,10 @@ class ParquetSource:
         if batch is not None:
             self._handed_out.update(batch.positions)
         return batch
+
+    def read_ahead(self) -> list[ReadAhead]:
+        """Nothing: a replay is read as fast as it is trained, and nobody waits for its items."""
+        return []
 
     def commit(self, positions: Positions) -> None:
         """Nothing to tell: files have no dashboards."""

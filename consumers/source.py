@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from consumers.batch import EntityBatch, EventBatch, Positions
 
 Batch = EventBatch | EntityBatch
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAhead:
+    """Items of events that were read; their batch may be handed out much later."""
+
+    item_ids: npt.NDArray[np.int64]
+    read_at: float
+    """``time.monotonic()`` of the reading."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """Original item ids where ids are strings, by their 64-bit hash."""
+    removed: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Items whose tombstones were read; the removal itself waits behind the events that were read before."""
 
 
 class Source(Protocol):
@@ -30,6 +48,11 @@ class Source(Protocol):
 
         An exception of a reading thread is raised here.
         """
+
+    def read_ahead(self) -> list[ReadAhead]:
+        """Items of the events that were read since the last call, so that a new one can be found before its
+        batch is full and trained; and items that were removed, so that they are gone as fast. Empty where
+        nobody waits for freshness, as in a replay."""
 
     def commit(self, positions: Positions) -> None:
         """Hint for lag dashboards: the state up to ``positions`` is durable. Never blocks, never raises."""

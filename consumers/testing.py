@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from consumers.batch import EventChunk, Position, Positions, Rebatcher, Reject
+from consumers import columns as c
+from consumers.batch import EventBatch, EventChunk, Position, Positions, Rebatcher, Reject
 from consumers.codecs import Decoded, with_positions
 from consumers.entities import entity_batches
 from consumers.schema import EntitySchema, EventSchema, Normalised
-from consumers.source import Batch
+from consumers.source import Batch, ReadAhead
 
 
 class ManualClock:
@@ -67,6 +69,7 @@ class ScriptedSource:
         self._silent_at = silent_at
         self._now_ms = now_ms
         self._batches: list[Batch] = []
+        self._untold: list[ReadAhead] = []
         self._next = 0
         self._handed_out = 0
         self.committed: list[Positions] = []
@@ -77,6 +80,11 @@ class ScriptedSource:
         self._batches = [*self._read_entities(positions), *self._read_events(start)]
         self._next = 0
         self._handed_out = start
+        events = [batch for batch in self._batches if isinstance(batch, EventBatch)]
+        read_at = time.monotonic()
+        self._untold = [
+            ReadAhead(batch.table.column(c.ITEM_ID).to_numpy(), read_at, batch.names) for batch in events
+        ]
 
     def next_batch(self, timeout_s: float) -> Batch | None:
         del timeout_s  # everything is there already
@@ -88,6 +96,11 @@ class ScriptedSource:
         self._next += 1
         self._handed_out = batch.positions.get(self.KEY, Position(self._handed_out)).offset
         return batch
+
+    def read_ahead(self) -> list[ReadAhead]:
+        """Everything was read at once; it is told once."""
+        told, self._untold = self._untold, []
+        return told
 
     def commit(self, positions: Positions) -> None:
         self.committed.append(dict(positions))

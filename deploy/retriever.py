@@ -1,61 +1,32 @@
-"""The retriever: a whole checkpoint, served read-only.
-
-Shapes: B users asked for, N history places, k answers.
-"""
+"""The retriever: a whole checkpoint, served read-only."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import torch
-from torch import Tensor
-
-from consumers import columns as c
-from consumers.errors import DataError, RegistryError
-from consumers.hashing import hash_text
-from consumers.schema import Feature
-from index_refresh.beam_search import NO_ITEM, SearchResult, search
+from consumers.errors import RegistryError
+from deploy.retrieval import Answer, Current, Filters, Id, Retrieval
+from index_refresh.beam_search import BeamSearch
 from index_refresh.learner import Learner
 from trainers.checkpoint import Checkpoint, Manifest, read_checkpoint
-from trainers.trainer import UserRequest
 
-Id = int | str
-Int64s = npt.NDArray[np.int64]
+__all__ = ["Answer", "Filters", "Id", "Retriever", "checkpoint_of_model", "fetched_version"]
 
 ARTIFACT = "checkpoint"
 """Name of the checkpoint among a version's artifacts."""
 # What MLflow calls the parts of a model's folder.
 MLMODEL, ARTIFACTS = "MLmodel", "artifacts"
-# Bounds the memory of one search: every user brings a list of candidates of its own.
-USERS_AT_ONCE = 256
 _MODELS_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>\d+))")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Items for one user, best first. Fewer than asked for where fewer items are live."""
-
-    user: Id
-    items: list[Id]
-    """In the caller's ids: strings where the stream's ids are strings."""
-    scores: list[float]
-    known: bool
-    """False for a user the stream never showed; the answer is then what a newcomer is given."""
-    version: str
-    epoch: int
-
-
-class Retriever:
+class Retriever(Retrieval):
     """Answers from one checkpoint. Nothing changes after it is loaded, so any number of threads may ask."""
 
     def __init__(self, checkpoint: Checkpoint, model_version: str = "") -> None:
@@ -64,9 +35,14 @@ class Retriever:
         self.model_version = model_version or manifest.model_version or checkpoint.name
         # Optimizer moments are as large as the networks, and nobody learns here.
         learner = Learner.restore(replace(checkpoint, parts={**checkpoint.parts, "optimizer": {}}))
-        self._trainer = learner.trainer
-        self._evaluator = learner.evaluator
-        self._index = learner.refresher.view()
+        self.snapshot = learner.refresher.snapshot(self.model_version)
+        search = BeamSearch(learner.trainer.model, self.snapshot.view, learner.evaluator.config.beams)
+        current = Current(search, self.model_version, manifest.index_epoch)
+        super().__init__(learner, lambda: current)
+
+    @property
+    def index_epoch(self) -> int:
+        return self.manifest.index_epoch
 
     @classmethod
     def load(cls, source: str | Path, tracking_uri: str | None = None) -> Retriever:
@@ -80,148 +56,15 @@ class Retriever:
         """
         if not str(source).startswith("models:"):
             return cls(read_checkpoint(Path(source)))
-        with _fetched(str(source), tracking_uri) as (path, number):
+        with fetched_version(str(source), tracking_uri) as (path, number):
             return cls(read_checkpoint(path), model_version=number)
-
-    @property
-    def watermark_ms(self) -> int:
-        """Newest event time that the model has learnt, epoch ms."""
-        return self._trainer.watermark_ms
-
-    @property
-    def index_epoch(self) -> int:
-        return self.manifest.index_epoch
-
-    @property
-    def num_items(self) -> int:
-        return len(self._trainer.items)
-
-    def sample_users(self, count: int) -> list[int]:
-        """Ids of up to ``count`` users that the stream showed, as 64-bit integers."""
-        users = self._trainer.users
-        ids: list[int] = users.ids.ids_of(users.live_rows()[:count]).tolist()
-        return ids
-
-    def retrieve(
-        self,
-        users: Sequence[Id],
-        k: int = 10,
-        time_ms: int | None = None,
-        context: Mapping[str, Any] | None = None,
-        history: Sequence[Sequence[Id] | None] | None = None,
-    ) -> list[Answer]:
-        """The best ``k`` live items of each user.
-
-        Args:
-            users: ids as the stream has them; unknown ones are answered like newcomers.
-            k: how many items, at least 1.
-            time_ms: the moment of the request, epoch ms; the watermark when left out.
-            context: values of declared context features, as an event would carry them, for all users.
-            history: one entry a user: items the user liked lately, oldest first, taken as newer than what
-                is stored. None and unknown items add nothing.
-
-        Raises:
-            DataError: an argument cannot be used; the message names it.
-        """
-        if k < 1:
-            raise DataError(f"k: must be at least 1, got {k}")
-        if history is not None and len(history) != len(users):
-            raise DataError(f"history: {len(history)} entries for {len(users)} users; give one each, or None")
-        ids = _id_array(users, "users")
-        request = self._request(ids, self.watermark_ms if time_ms is None else time_ms, context or {})
-        given = history or [None] * len(users)
-        answers: list[Answer] = []
-        for start in range(0, len(users), USERS_AT_ONCE):
-            some = slice(start, start + USERS_AT_ONCE)
-            asked = request.select(torch.arange(len(users))[some])
-            answers += self._answer(users[some], asked, given[some], k)
-        return answers
-
-    def _request(self, ids: Int64s, time_ms: int, context: Mapping[str, Any]) -> UserRequest:
-        features = self._trainer.context.spec.features
-        unknown = sorted(set(context) - {feature.name for feature in features})
-        if unknown:
-            declared = ", ".join(feature.name for feature in features) or "none"
-            raise DataError(f"context: {', '.join(unknown)} is not declared; declared features: {declared}")
-        columns = {
-            c.USER_ID: pa.array(ids),
-            c.EVENT_TIME: pa.array(np.full(len(ids), time_ms, dtype=np.int64)),
-            # A request is read like an event, so it needs an item; without a label it tells nothing of one.
-            c.ITEM_ID: pa.array(np.zeros(len(ids), dtype=np.int64)),
-            c.LABEL: pa.array(np.zeros(len(ids), dtype=np.float32)),
-            **{feature.name: _repeated(feature, context, len(ids)) for feature in features},
-        }
-        return self._trainer.request(pa.RecordBatch.from_pydict(columns))
-
-    def _answer(
-        self, users: Sequence[Id], request: UserRequest, given: Sequence[Sequence[Id] | None], k: int
-    ) -> list[Answer]:
-        num_items = self.num_items
-        budget = max(self._evaluator.budget(num_items), min(2 * k, num_items))
-        if any(given):
-            request = replace(request, history_BN=self._extended(request.history_BN, given))
-        side = self._trainer.user_side(request)
-        found = search(self._trainer.model, side, self._index, k, budget)
-        return self._in_callers_ids(users, request.rows_B, found)
-
-    def _extended(self, stored_BN: Tensor, given: Sequence[Sequence[Id] | None]) -> Tensor:
-        """Histories with the given items before the stored ones, newest first, cut to N places."""
-        history_BN = stored_BN.clone()
-        length = history_BN.shape[1]
-        for b, items in enumerate(given):
-            rows = self._trainer.items.find(_id_array(items or (), "history"))
-            newest_first = torch.from_numpy(rows[rows > 0][::-1].copy())
-            history_BN[b] = torch.cat([newest_first, stored_BN[b]])[:length]
-        return history_BN
-
-    def _in_callers_ids(self, users: Sequence[Id], rows_B: Tensor, found: SearchResult) -> list[Answer]:
-        names = self._trainer.items.names
-        item_ids_Bk = self._trainer.items.ids.ids_of(found.rows_Bk.numpy())
-        filled_Bk = (found.scores_Bk > NO_ITEM / 2).numpy()
-        lists = zip(users, rows_B, item_ids_Bk, found.scores_Bk.numpy(), filled_Bk, strict=True)
-        return [
-            Answer(
-                user=user,
-                items=[names.get(item, item) for item in items[filled].tolist()],
-                scores=scores[filled].tolist(),
-                known=bool(row > 0),
-                version=self.model_version,
-                epoch=self.index_epoch,
-            )
-            for user, row, items, scores, filled in lists
-        ]
-
-
-def _id_array(ids: Iterable[Any], argument: str) -> Int64s:
-    """Ids as the codec reads them: strings hashed, unsigned 64-bit integers wrapped around."""
-    return np.array([_as_int64(value, argument) for value in ids], dtype=np.int64)
-
-
-def _as_int64(value: Any, argument: str) -> int:
-    if isinstance(value, str):
-        return hash_text(value)
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or not -(1 << 63) <= value < 1 << 64:
-        raise DataError(f"{argument}: {value!r} is no id; ids are 64-bit integers or strings")
-    return int(value) - (1 << 64) if value >= 1 << 63 else int(value)
-
-
-def _repeated(feature: Feature, context: Mapping[str, Any], count: int) -> pa.Array:
-    """Canonical column of one context value, the same for all rows."""
-    try:
-        column = pa.array([context.get(feature.name)])
-    except pa.ArrowException as error:
-        raise DataError(f"context: {feature.name}: {error}; expected {feature.expected()}") from error
-    if not feature.accepts(column.type):
-        raise DataError(f"context: {feature.name} is {column.type}, expected {feature.expected()}")
-    return feature.read(column).take(pa.array(np.zeros(count, dtype=np.int64)))
 
 
 # -- registered versions -----------------------------------------------------------------------------------
 
 
 @contextmanager
-def _fetched(uri: str, tracking_uri: str | None) -> Iterator[tuple[Path, str]]:
+def fetched_version(uri: str, tracking_uri: str | None) -> Iterator[tuple[Path, str]]:
     """The checkpoint directory of a registered version and the version's number.
 
     Artifacts in a local folder are read where they are; others are fetched and let go again, since loading

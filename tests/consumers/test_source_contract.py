@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kafka import KafkaProducer
 
 from consumers.batch import Positions
 from consumers.kafka_config import KafkaConfig
@@ -22,6 +25,7 @@ from tests.consumers.samples import (
     KeptLetters,
     drain,
     entities_of,
+    event_json,
     event_table,
     events_of,
     item_table,
@@ -37,6 +41,8 @@ MakeSource = Callable[[], Source]
 
 class SourceContract:
     """Subclasses provide ``make_source``: new, unopened sources over the same log of NUM_ROWS rows."""
+
+    tells_ahead = True
 
     def test_rows_come_in_order_in_batches_of_exactly_the_size_asked_for(
         self, make_source: MakeSource
@@ -96,6 +102,21 @@ class SourceContract:
         source.close()
         source.close()
 
+    def test_items_of_events_are_told_once_as_they_were_read(self, make_source: MakeSource) -> None:
+        source = make_source()
+        source.open({})
+        told, batches = [], []
+        while not source.finished:
+            batch = source.next_batch(30.0)
+            told += source.read_ahead()
+            batches += [] if batch is None else [batch]
+        told += source.read_ahead()
+        source.close()
+        items = [item for ahead in told for item in ahead.item_ids.tolist()]
+        in_order = rows_of(events_of(batches)).column("item_id").to_pylist()
+        assert items == (in_order if self.tells_ahead else [])
+        assert all(0.0 < ahead.read_at <= time.monotonic() for ahead in told)
+
     def read(self, make_source: MakeSource, positions: Positions) -> list:  # type: ignore[type-arg]
         source = make_source()
         source.open(positions)
@@ -116,6 +137,8 @@ class TestScriptedSource(SourceContract):
 
 
 class TestParquetSource(SourceContract):
+    tells_ahead = False
+
     @pytest.fixture
     def make_source(self, tmp_path: Path) -> MakeSource:
         log = write_log(tmp_path / "log", event_table(NUM_ROWS, BAD_ROWS), item_table())
@@ -164,3 +187,39 @@ class TestKafkaSourceOfJson(KafkaContract):
 
 class TestKafkaSourceOfArrow(KafkaContract):
     wire = "arrow"
+
+
+@pytest.mark.parametrize("bootstrap_servers", ["embedded"], indirect=True)
+def test_a_catalogue_change_overtakes_the_events_that_wait_to_be_trained(
+    bootstrap_servers: str,
+    make_topic: Callable[..., str],
+    producer_factory: Callable[..., KafkaProducer],
+) -> None:
+    config = KafkaConfig(
+        bootstrap_servers=bootstrap_servers,
+        event_topic=make_topic(),
+        item_topic=make_topic(cleanup_policy="compact"),
+        user_topic=None,
+    )
+    producer, num_batches = producer_factory(), 500
+    for number in range(num_batches):
+        value = event_json(item_id=number)
+        producer.send(config.event_topic, value=value)
+    producer.flush()
+    source = KafkaSource(config, EVENTS.on_wire(), ITEMS.on_wire(), None, 1, KeptLetters())
+    source.open({})
+    told: list[int] = []
+    while len(told) < num_batches:
+        told += [item for ahead in source.read_ahead() for item in ahead.item_ids.tolist()]
+    changes = [b'{"item_id": 7, "brand": "a"}', b'{"item_id": 8, "brand": "b"}']
+    for value in changes:
+        producer.send(config.item_topic, key=b"7", value=value).get(10)
+    trained, seen = 0, []
+    while sum(map(len, seen)) < 1 or seen[-1].positions[f"{config.item_topic}:0"].offset < len(changes):
+        batch = source.next_batch(10.0)
+        trained += len(events_of([batch] if batch else []))
+        seen += entities_of([batch] if batch else [])
+        threading.Event().wait(0.02)  # as long as a quick training step
+    source.close()
+    assert trained < num_batches / 2
+    assert [item for one in seen for item in one.upserts.column("item_id").to_pylist()] == [7, 8]

@@ -11,9 +11,12 @@ import torch
 
 from consumers.errors import CheckpointError, DataError
 from consumers.hashing import hash_text
-from deploy.retriever import USERS_AT_ONCE, Answer, Id, Retriever
+from deploy.retrieval import USERS_AT_ONCE
+from deploy.retriever import Answer, Filters, Id, Retriever
 from index_refresh.beam_search import search_flat
-from tests.worlds import NUM_ITEMS, START_MS, TinyWorld
+from tests.streams import COLOUR, FEATURED, TAGS, catalogue, trained_learner
+from tests.worlds import CONTEXT, NUM_ITEMS, START_MS, TinyWorld
+from trainers.checkpoint import write_checkpoint
 
 
 @pytest.fixture
@@ -38,9 +41,11 @@ def test_integer_ids_stay_integers(tmp_path: Path) -> None:
     assert all(isinstance(item, int) and 1 <= item <= NUM_ITEMS + 1 for item in answer.items)
 
 
-def test_a_loaded_checkpoint_answers_as_the_live_model_does(trained: TinyWorld, checkpoint: Path) -> None:
+@pytest.mark.parametrize("nodes", [(4,), (3, 2), (3, 2, 2)], ids=str)
+def test_a_loaded_checkpoint_answers_as_the_live_model_does(nodes: tuple[int, ...], tmp_path: Path) -> None:
     """Flat search over live state, so that the saved and the live index are not compared with themselves."""
-    learner = trained.learner
+    trained = TinyWorld(string_ids=True, context=CONTEXT, nodes=nodes).train(4)
+    learner, checkpoint = trained.learner, trained.checkpoint(tmp_path)
     (answer,) = Retriever.load(checkpoint).retrieve(["user-3"], k=NUM_ITEMS)
     view = learner.refresher.view()
     request = Retriever.load(checkpoint)._request(
@@ -107,6 +112,122 @@ def test_asking_for_more_than_there_is_gives_all_live_items_once(retriever: Retr
     assert len(answer.items) == len(set(answer.items)) == retriever.num_items
 
 
+def test_each_user_may_ask_for_another_k(retriever: Retriever) -> None:
+    users: list[Id] = ["user-1", "user-2", "nobody"]
+    answers = retriever.retrieve(users, k=[2, 10 * NUM_ITEMS, 5])
+    assert [len(answer.items) for answer in answers] == [2, retriever.num_items, 5]
+    (alone,) = retriever.retrieve(["nobody"], k=5)
+    assert alone.items == answers[2].items
+
+
+# -- filters -----------------------------------------------------------------------------------------------
+
+
+def everything(retriever: Retriever, user: Id = "user-1") -> list[Id]:
+    """All items, best first."""
+    (answer,) = retriever.retrieve([user], k=NUM_ITEMS * 10)
+    return answer.items
+
+
+def filtered(
+    retriever: Retriever, filters: Filters, k: int = NUM_ITEMS * 10, user: Id = "user-1"
+) -> list[Id]:
+    (answer,) = retriever.retrieve([user], k=k, filters=filters)
+    return answer.items
+
+
+def test_an_allow_list_bounds_the_answer_and_leaves_its_order(retriever: Retriever) -> None:
+    ranked = everything(retriever)
+    allowed = [*ranked[::7], "no such item"]
+    assert filtered(retriever, Filters(only=allowed)) == ranked[::7]
+    worst = ranked[-3:]
+    assert filtered(retriever, Filters(only=worst), k=2) == worst[:2]
+    assert filtered(retriever, Filters(only=[])) == []
+
+
+def test_excluded_items_do_not_come_back_and_k_others_do(retriever: Retriever) -> None:
+    ranked = everything(retriever)
+    assert filtered(retriever, Filters(exclude=ranked[:20])) == ranked[20:]
+    few = filtered(retriever, Filters(exclude=ranked[:20]), k=5)
+    assert len(few) == 5
+    assert set(few) <= set(ranked[20:])
+    assert filtered(retriever, Filters(exclude=ranked)) == []
+    both = Filters(only=ranked[:4], exclude=ranked[1:3])
+    assert filtered(retriever, both) == [ranked[0], ranked[3]]
+
+
+def test_seen_items_are_left_out_for_each_user_by_its_own_history(
+    trained: TinyWorld, retriever: Retriever
+) -> None:
+    items, users = trained.learner.trainer.items, trained.learner.trainer.users
+    asked: list[Id] = ["user-1", "user-2", "nobody"]
+    given: list[list[Id] | None] = [None, None, ["item-1"]]
+    unseen = retriever.retrieve(asked, k=10 * NUM_ITEMS, history=given, filters=Filters(exclude_seen=True))
+    for user, answer in zip(asked[:2], unseen, strict=False):
+        row = torch.from_numpy(users.find(np.array([hash_text(str(user))])))
+        history = users.history.read(row)[0]
+        seen = {items.names[i] for i in items.ids.ids_of(history[history > 0].numpy()).tolist()}
+        assert seen
+        assert set(everything(retriever)) - set(answer.items) == seen
+    assert set(everything(retriever)) - set(unseen[2].items) == {"item-1"}
+
+
+@pytest.fixture(scope="module")
+def catalogued(tmp_path_factory: pytest.TempPathFactory) -> Retriever:
+    """Items 1 to 200 with colours by number: none for multiples of 7, else red, green and blue in turn."""
+    learner = trained_learner(6, FEATURED, context=True)
+    learner.apply(catalogue(range(1, 201)))
+    root = tmp_path_factory.mktemp("catalogued")
+    path = write_checkpoint(root, "one", learner.parts(), learner.tables(), learner.manifest({}))
+    return Retriever.load(path)
+
+
+def of_colours(*colours: str) -> set[int]:
+    return {n for n in range(1, 201) if n % 7 and ("red", "green", "blue")[n % 3] in colours}
+
+
+@pytest.mark.parametrize("colours", [("red",), ("red", "blue"), ("no such colour", "green")])
+def test_items_must_carry_one_of_the_values_asked_for(
+    catalogued: Retriever, colours: tuple[str, ...]
+) -> None:
+    ranked = everything(catalogued, 1)
+    expected = [item for item in ranked if item in of_colours(*colours)]
+    assert expected
+    where = {COLOUR.name: colours}
+    assert filtered(catalogued, Filters(where=where), user=1) == expected
+    few = filtered(catalogued, Filters(where=where), k=4, user=1)
+    assert len(few) == 4
+    assert set(few) <= set(expected)
+
+
+def test_conditions_add_up(catalogued: Retriever) -> None:
+    red = set(filtered(catalogued, Filters(where={COLOUR.name: ["red"]}), user=1))
+    tagged = set(filtered(catalogued, Filters(where={TAGS.name: ["tag-1", "tag-2"]}), user=1))
+    both = {COLOUR.name: ["red"], TAGS.name: ["tag-1", "tag-2"]}
+    assert red
+    assert tagged - red
+    assert set(filtered(catalogued, Filters(where=both), user=1)) == red & tagged != set()
+    assert filtered(catalogued, Filters(where={COLOUR.name: ["no such colour"]}), user=1) == []
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        (
+            Filters(where={"size": ["big"]}),
+            "where: size is no declared item feature with values; there are: ",
+        ),
+        (Filters(where={"price": [1.0]}), "where: price is no declared item feature"),
+        (Filters(where={"colour": [1.5]}), "where: colour is double, expected "),
+        (Filters(only=[1.5]), "only: 1.5 is no id"),
+        (Filters(exclude=[True]), "exclude: True is no id"),
+    ],
+)
+def test_bad_filters_are_named(catalogued: Retriever, filters: Filters, message: str) -> None:
+    with pytest.raises(DataError, match=f"^{message}"):
+        catalogued.retrieve([1], k=3, filters=filters)
+
+
 def test_no_users_get_no_answers(retriever: Retriever) -> None:
     assert retriever.retrieve([]) == []
 
@@ -126,6 +247,8 @@ def test_context_and_time_are_read_as_in_events(retriever: Retriever) -> None:
     ("arguments", "message"),
     [
         ({"users": ["a"], "k": 0}, "k: must be at least 1"),
+        ({"users": ["a", "b"], "k": [3, 0]}, "k: must be at least 1, got 0"),
+        ({"users": ["a", "b"], "k": [3]}, "k: 1 numbers for 2 users"),
         ({"users": [1.5]}, "users: 1.5 is no id"),
         ({"users": [True]}, "users: True is no id"),
         ({"users": [1 << 64]}, "users: "),

@@ -1,0 +1,22 @@
+"""Looking into the running daemon: the index as it is between two batches."""
+
+from __future__ import annotations
+
+from deploy.retrieval import Current, Retrieval
+from index_refresh.beam_search import BeamSearch
+from index_refresh.learner import Learner
+
+
+class LiveRetrieval(Retrieval):
+    """Answers from the state that is being trained, items included that were only read so far. Only the
+    thread that owns the learner may ask, and so no answer shows half a change."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__(learner, self._now)
+        self._learner = learner
+
+    def _now(self) -> Current:
+        learner = self._learner
+        refresher, beams = learner.refresher, learner.evaluator.config.beams
+        search = BeamSearch(learner.trainer.model, refresher.view(), beams)
+        return Current(search, f"step-{learner.trainer.step}", refresher.epoch, learner.fresh)
