@@ -7,7 +7,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ class Checkpointer:
     ) -> None:
         self._root, self._settings, self._keep_last, self._protected = root, settings, keep_last, protected
         # One checkpoint may wait while one is written: more would hold copies of the state without end.
-        self._orders: queue.Queue[_Order | None] = queue.Queue(maxsize=1)
+        self._orders: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=1)
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="checkpointer", daemon=True)
         self.stall_s = 0.0
@@ -81,8 +83,13 @@ class Checkpointer:
         order = _Order(name, learner.parts(), learner.tables(), manifest, on_written)
         self.stall_s = time.monotonic() - began
         learner.parent = name
-        self._orders.put(order)
+        self._orders.put(partial(self._write, order))
         return name
+
+    def prune(self) -> None:
+        """Ask the writer to remove old checkpoints; when it is writing, it does so anyway."""
+        with suppress(queue.Full):
+            self._orders.put_nowait(self._prune)
 
     def check(self) -> None:
         """Raise what stopped the writer, if anything did."""
@@ -102,7 +109,7 @@ class Checkpointer:
     def _run(self) -> None:
         try:
             while (order := self._orders.get()) is not None:
-                self._write(order)
+                order()
         except BaseException as error:  # noqa: BLE001 - handed to the training thread, which stops with it
             self._failure = error
             self._drain()
@@ -112,6 +119,9 @@ class Checkpointer:
         path = write_checkpoint(self._root, order.name, order.parts, order.tables, order.manifest)
         self.last = Written(path, order.manifest, time.monotonic() - began)
         order.on_written(self.last)
+        self._prune()
+
+    def _prune(self) -> None:
         prune_checkpoints(self._root, self._keep_last, self._protected())
 
     def _drain(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,10 +33,18 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+index_app = typer.Typer(help="Look into the index of a version or a checkpoint.", no_args_is_help=True)
+app.add_typer(index_app, name="index")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings", exists=True)]
 Home = Annotated[Path | None, typer.Option(help="Where state lives [env HSNN_HOME; default ./hsnn-home]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="Alias or number of a version, a checkpoint directory, or newest: the home's last checkpoint"
+    ),
+]
 Servers = Annotated[str | None, typer.Option(help="Kafka servers [env KAFKA_BOOTSTRAP_SERVERS]")]
 
 
@@ -328,6 +337,61 @@ def config_infer(
     from pipeline.infer import infer_settings
 
     typer.echo(yaml.safe_dump(infer_settings(source), sort_keys=False), nl=False)
+
+
+@index_app.command("verify")
+def index_verify(
+    source: Source = "champion", config: ConfigFile = None, home: Home = None, as_json: AsJson = False
+) -> None:
+    """Check every invariant of an index; ends with 1 and names what is broken if one does not hold."""
+    from pipeline.index_tables import print_verified
+    from pipeline.inspecting import verified
+
+    report = verified(_settings(config, home), source)
+    _show(report, as_json, print_verified)
+    if report["problems"]:
+        raise typer.Exit(1)
+
+
+@index_app.command("stats")
+def index_stats(
+    source: Source = "champion", config: ConfigFile = None, home: Home = None, as_json: AsJson = False
+) -> None:
+    """Balance and similarity level by level, staleness, memory and the largest leaves of an index."""
+    from pipeline.index_tables import print_statistics
+    from pipeline.inspecting import index_statistics
+
+    _show(index_statistics(_settings(config, home), source), as_json, print_statistics)
+
+
+@index_app.command("show")
+def index_show(
+    source: Source = "champion",
+    item: Annotated[str | None, typer.Option(help="Id of an item: where it is, and beside which")] = None,
+    node: Annotated[str | None, typer.Option(help="A node, such as 3/14: what is in it")] = None,
+    config: ConfigFile = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """The largest nodes of an index as a tree; or one item's place, or one node's content."""
+    from pipeline import index_tables, inspecting
+
+    if item is not None and node is not None:
+        raise ConfigError("name --item or --node, not both")
+    settings = _settings(config, home)
+    if item is not None:
+        _show(inspecting.item_place(settings, source, item), as_json, index_tables.print_item)
+    elif node is not None:
+        _show(inspecting.node_contents(settings, source, node), as_json, index_tables.print_node)
+    else:
+        _show(inspecting.largest_nodes(settings, source), as_json, index_tables.print_tree)
+
+
+def _show(report: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
+    if as_json:
+        _print_json(report)
+    else:
+        show(report)
 
 
 @app.command()

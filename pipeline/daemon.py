@@ -5,7 +5,7 @@
     checkpointer thread   copies of the state to disk, verified           pipeline/checkpointer.py
     publisher thread      versions to the MLflow registry, in order       deploy/publisher.py
     scheduler thread      raises flags, touches nothing                   pipeline/scheduler.py
-    http thread           health, metrics, status, from the last status   pipeline/http.py
+    http threads          page, health, metrics, from the last status     pipeline/http.py
 
 Order of safety: a checkpoint is durable, then it may become a version, then offsets are committed to Kafka
 (a hint for lag dashboards; ours are in the checkpoint).
@@ -27,14 +27,16 @@ from deploy.publication import Picture
 from index_refresh.learner import Learner
 from pipeline.checkpointer import Checkpointer, Written
 from pipeline.config import Settings
+from pipeline.freshness import Freshness
 from pipeline.http import HttpServer
+from pipeline.live_queries import LiveQueries
 from pipeline.publishing import Versions
 from pipeline.scheduler import Cadences
 from pipeline.status import RateMeter, write_status
 
 log = logging.getLogger(__name__)
 
-_POLL_S = 0.2
+_POLL_S = 0.05
 """Longest wait for a batch: bounds how late a stop or a flag is noticed on an idle topic."""
 _JUDGE_REJECTS_FROM = 10_000
 
@@ -68,17 +70,11 @@ class Daemon:
         self.versions = versions
         self._after_checkpoint = after_checkpoint
         self.stopping = threading.Event()
-        cadence = settings.cadence
-        self._cadences = Cadences(
-            {
-                "checkpoint": cadence.checkpoint_every_s,
-                "publish": cadence.publish_every_s,
-                "expire": cadence.expire_every_s,
-                "status": cadence.status_every_s,
-            }
-        )
+        self.queries = LiveQueries(learner)
+        self._freshness = Freshness()
+        self._cadences = Cadences.of(settings.cadence)
         self._checkpointer = Checkpointer(
-            settings.checkpoints, settings.masked(), cadence.keep_checkpoints, versions.unpublished
+            settings.checkpoints, settings.masked(), settings.cadence.keep_checkpoints, versions.unpublished
         )
         self._rate = RateMeter()
         self._began = time.monotonic()
@@ -86,7 +82,13 @@ class Daemon:
         self._judged = (learner.trainer.events_trained, learner.rejected.total())
         self._beat = time.monotonic()
         self._last_status: dict[str, Any] = {}
-        self._http = HttpServer(settings.http, lambda: self._last_status, lambda: self._beat)
+        self._http = HttpServer(
+            settings.http,
+            lambda: self._last_status,
+            lambda: self._beat,
+            versions.latest_pictures,
+            ask=self.queries.ask,
+        )
 
     def run(self) -> Summary:
         """Train until the source is finished or ``stop`` was called; leave a checkpoint and a version.
@@ -99,6 +101,8 @@ class Daemon:
             self._start()
             for batch in self._batches():
                 self._take(batch)
+                self._keep_index(is_idle=batch is None)
+                self.queries.answer_waiting()
                 self._keep_time()
             self._checkpoint(publish=self.settings.cadence.publish_at_end)
         finally:
@@ -138,6 +142,7 @@ class Daemon:
             self._judge_rejects()
         else:
             self.learner.apply(batch)
+            self._freshness.applied(batch)
 
     def _judge_rejects(self) -> None:
         """Stop when input is mostly bad."""
@@ -157,14 +162,28 @@ class Daemon:
 
     # -- what is due ---------------------------------------------------------------------------------------
 
+    def _keep_index(self, is_idle: bool) -> None:
+        """What the clock asks of the index. While events flow, the steps themselves sweep and repair."""
+        refresher, cadences = self.learner.refresher, self._cadences
+        if cadences.take("arrivals"):
+            self._freshness.announce(self.learner, self.source.read_ahead())
+        if cadences.take("sweep") and is_idle:
+            refresher.sweep()
+        if cadences.take("rebalance") and is_idle:
+            refresher.repair()
+        if cadences.take("expire"):
+            refresher.expire()
+        if cadences.take("health") and self.settings.http.port is not None:
+            self.versions.observe(self.learner, self.learner.metrics())
+
     def _keep_time(self) -> None:
         cadence, trained = self.settings.cadence, self.learner.trainer.events_trained
         self._checkpointer.check()
         self.versions.check()
-        if self._cadences.take("expire"):
-            self.learner.refresher.expire()
         if self._cadences.take("status"):
             self._write_status()
+        if self._cadences.take("prune"):
+            self._checkpointer.prune()
         publish = self._cadences.take("publish") or (
             cadence.publish_every_events is not None
             and trained - self._published_at >= cadence.publish_every_events
@@ -212,6 +231,7 @@ class Daemon:
             self._checkpointer.close()
         finally:
             self.source.close()
+            self.queries.close()
             self.versions.close()
             self._write_status(running=False)
             self._http.stop()
@@ -233,6 +253,10 @@ class Daemon:
             "versions_pending": self.versions.pending,
             "publish_error": self.versions.last_error,
             "rejected": dict(self.learner.rejected),
+            "fresh_items": len(self.learner.fresh),
+            "jobs": self._cadences.report(),
+            **self._freshness.metrics(),
+            **self.queries.metrics(),
             **self.learner.metrics(),
         }
 

@@ -127,7 +127,7 @@ def world_settings() -> dict[str, Any]:
         "items": {"kind": "item", "features": [f.model_dump(mode="json") for f in ITEM_FEATURES]},
         "users": {"kind": "user", "features": [f.model_dump(mode="json") for f in USER_FEATURES]},
         "events": {"context": [f.model_dump(mode="json") for f in CONTEXT_FEATURES]},
-        "trainer": {"model": {"codebook": {"num_nodes": 128}}},
+        "trainer": {"model": {"codebook": {"nodes": [128]}}},
     }
 
 

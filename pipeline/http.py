@@ -1,34 +1,52 @@
-"""Health, metrics and status over HTTP, for supervisors and Prometheus. Reads the last status only.
+"""Health, metrics, status and a page over HTTP, and questions to the running daemon.
 
-/healthz   200 while the training loop moves; an idle topic is healthy, a stuck loop is not
-/readyz    200 once the source is open and the first status was taken
-/metrics   Prometheus text
-/status    the status as JSON
+Reads the last status and copies only, never live state: a question is handed to the training thread.
+
+/              the page for people
+/healthz       200 while the training loop moves; an idle topic is healthy, a stuck loop is not
+/readyz        200 once the source is open and the first status was taken
+/metrics       Prometheus text
+/status        the status as JSON
+/pictures      edition of each picture as JSON
+/pictures/NAME a PNG, drawn when it is asked for
+/retrieve      items for users, from the live state
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import orjson
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
 from consumers.errors import ConfigError
-from pipeline import __version__
+from deploy.publication import Picture
+from pipeline.asking import EXAMPLE, Ask, Refusal, retrieve
+from pipeline.gallery import Gallery
+from pipeline.metrics import StatusCollector
+from pipeline.page import CONTENT_SECURITY_POLICY, PAGE
 
 log = logging.getLogger(__name__)
 
+_REDRAW_AFTER_S = 30.0
+"""A picture takes half a second to draw, so a page that is watched costs less than a tenth of a core."""
+# A picture that cannot be drawn is a missing picture, not the end of training.
+_DRAWING_ERRORS = (ArithmeticError, LookupError, RuntimeError, ValueError)
+_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+_PATHS = f"/, /healthz, /readyz, /metrics, /status, /pictures, /pictures/NAME.png or {EXAMPLE}"
+
 
 class HttpConfig(BaseModel):
-    """Where health and metrics are served."""
+    """Where health, metrics and the page are served."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,91 +61,51 @@ class HttpConfig(BaseModel):
     )
 
 
-# Metric name and help by status key. Counters end in _total, which the client library adds.
-_GAUGES = {
-    "events_per_s": ("hsnn_events_per_second", "Events trained a second over the last ten seconds"),
-    "lag_messages": (
-        "hsnn_consumer_lag",
-        "Messages between the newest batch handed out and the end of the log",
-    ),
-    "index_items": ("hsnn_index_items", "Live items"),
-    "index_nodes_used": ("hsnn_index_nodes_used", "Nodes with at least one item"),
-    "index_max_over_mean": ("hsnn_index_node_max_over_mean_ratio", "Largest node over the mean node"),
-    "index_entropy_ratio": ("hsnn_index_node_occupancy_entropy_ratio", "Entropy of node sizes, 1 is even"),
-    "scored_fraction": ("hsnn_search_scored_ratio", "Share of the live items that a search scores"),
-    "ne": ("hsnn_normalized_entropy_ratio", "Log-loss over that of always predicting the mean rate"),
-    "calibration": ("hsnn_calibration_ratio", "Predicted clicks over observed clicks"),
-    "checkpoint_stall_s": ("hsnn_checkpoint_stall_seconds", "How long the last copy held up training"),
-    "versions_pending": ("hsnn_versions_pending", "Versions that wait for MLflow"),
-}
-_COUNTERS = {
-    "events_trained": ("hsnn_events_trained", "Events trained in the surviving state"),
-    "index_placed": ("hsnn_index_placed", "Items placed"),
-    "index_moved": ("hsnn_index_moved", "Items moved to another node"),
-    "index_removed": ("hsnn_index_removed", "Items removed"),
-    "index_expired": ("hsnn_index_expired", "Items that left for inactivity"),
-}
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back for a path."""
 
-
-class StatusCollector:
-    """Prometheus metrics of a status; the same figures that people see, under their conventional names."""
-
-    def __init__(self, status: Callable[[], Mapping[str, Any]]) -> None:
-        self._status = status
-
-    def collect(self) -> Iterable[Metric]:
-        status = self._status()
-        build = GaugeMetricFamily("hsnn_build_info", "Version of the program", labels=["version"])
-        build.add_metric([__version__], 1.0)
-        yield build
-        for key, (name, text) in _GAUGES.items():
-            if status.get(key) is not None:
-                yield GaugeMetricFamily(name, text, value=float(status[key]))
-        for key, (name, text) in _COUNTERS.items():
-            if key in status:
-                yield CounterMetricFamily(name, text, value=float(status[key]))
-        yield from self._labelled(status)
-
-    def _labelled(self, status: Mapping[str, Any]) -> Iterable[Metric]:
-        rejected = CounterMetricFamily(
-            "hsnn_events_rejected", "Events left out, by reason", labels=["reason"]
-        )
-        for reason, count in status.get("rejected", {}).items():
-            rejected.add_metric([reason], float(count))
-        yield rejected
-        recall = GaugeMetricFamily(
-            "hsnn_prequential_recall_ratio",
-            "Test-then-train recall over the window",
-            labels=["retriever", "k"],
-        )
-        for key, value in status.items():
-            if key.startswith("recall_") and "_total_" not in key:
-                retriever, _, k = key.removeprefix("recall_").partition("_at_")
-                recall.add_metric([retriever, k], float(value))
-        yield recall
-        watermark = GaugeMetricFamily(
-            "hsnn_event_time_watermark_timestamp_seconds", "Newest event time that was trained"
-        )
-        watermark.add_metric([], status.get("watermark_ms", 0) / 1_000)
-        yield watermark
+    code: int
+    kind: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class HttpServer:
-    """Serves in a thread of its own.
+    """Serves in threads of its own.
 
     Args:
         config: address and port.
         status: the last status; empty before the first.
         beat: ``time.monotonic()`` of the last turn of the training loop.
+        pictures: the newest pictures by file name, made of copies; drawn only when somebody looks.
+        redraw_after_s: how long a drawn picture is served although newer data is there.
+        ask: puts a question to the daemon; without it nothing is retrieved here.
     """
 
     def __init__(
-        self, config: HttpConfig, status: Callable[[], Mapping[str, Any]], beat: Callable[[], float]
+        self,
+        config: HttpConfig,
+        status: Callable[[], Mapping[str, Any]],
+        beat: Callable[[], float],
+        pictures: Callable[[], Mapping[str, Picture]] = dict,
+        redraw_after_s: float = _REDRAW_AFTER_S,
+        ask: Ask | None = None,
     ) -> None:
         self._config, self._status, self._beat = config, status, beat
         self._registry = CollectorRegistry()
         self._registry.register(StatusCollector(status))
-        self._server: ThreadingHTTPServer | None = None
+        self._gallery = Gallery(pictures, redraw_after_s)
+        self._ask = ask
+        self._pages = {
+            "/": self._page,
+            "/healthz": self._health,
+            "/readyz": self._readiness,
+            "/metrics": self._metrics,
+            "/status": self._status_json,
+            "/pictures": self._editions,
+        }
+        self._server: _Server | None = None
 
     @property
     def port(self) -> int | None:
@@ -142,7 +120,7 @@ class HttpServer:
         if self._config.port is None:
             return
         try:
-            self._server = ThreadingHTTPServer((self._config.host, self._config.port), self._handler())
+            self._server = _Server((self._config.host, self._config.port), self._handler())
         except OSError as error:
             raise ConfigError(
                 f"http: cannot listen on {self._config.host}:{self._config.port}: {error}"
@@ -154,46 +132,95 @@ class HttpServer:
             self._server.shutdown()
             self._server.server_close()
 
-    def answer(self, path: str) -> tuple[int, str, bytes]:
-        """Status code, content type and body for a path."""
-        if path == "/healthz":
-            idle = time.monotonic() - self._beat()
-            stuck = idle > self._config.stuck_after_s
-            return (
-                (503 if stuck else 200),
-                "text/plain",
-                b"%s: last turn %.1f s ago\n"
-                % (
-                    b"stuck" if stuck else b"ok",
-                    idle,
-                ),
-            )
-        if path == "/readyz":
-            ready = bool(self._status())
-            return (200 if ready else 503), "text/plain", b"ready\n" if ready else b"starting\n"
-        if path == "/metrics":
-            return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
-        if path == "/status":
-            return (
-                200,
-                "application/json",
-                orjson.dumps(dict(self._status()), option=orjson.OPT_SERIALIZE_NUMPY),
-            )
-        return 404, "text/plain", b"try /healthz, /readyz, /metrics or /status\n"
+    def answer(self, path: str, query: str = "") -> Answer:
+        """What goes back for a path and what follows its question mark."""
+        if path == "/retrieve":
+            return self._retrieved(query)
+        page = self._pages.get(path)
+        if page is not None:
+            return page()
+        if path.startswith("/pictures/"):
+            return self._picture(path.removeprefix("/pictures/"))
+        return _text(404, f"try {_PATHS}")
+
+    # -- what there is -----------------------------------------------------------------------------------
+
+    def _page(self) -> Answer:
+        policy = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
+        return Answer(200, "text/html; charset=utf-8", PAGE, policy)
+
+    def _health(self) -> Answer:
+        idle = time.monotonic() - self._beat()
+        stuck = idle > self._config.stuck_after_s
+        return _text(503 if stuck else 200, f"{'stuck' if stuck else 'ok'}: last turn {idle:.1f} s ago")
+
+    def _readiness(self) -> Answer:
+        return _text(200, "ready") if self._status() else _text(503, "starting")
+
+    def _metrics(self) -> Answer:
+        return Answer(200, CONTENT_TYPE_LATEST, generate_latest(self._registry))
+
+    def _status_json(self) -> Answer:
+        return _json(dict(self._status()))
+
+    def _editions(self) -> Answer:
+        return _json(self._gallery.editions())
+
+    def _picture(self, name: str) -> Answer:
+        try:
+            png = self._gallery.png(name)
+        except _DRAWING_ERRORS as error:
+            log.warning("picture %s: %r", name, error)
+            return _text(500, f"{name} cannot be drawn: {error!r}")
+        if png is None:
+            return _text(404, "no such picture yet; /pictures lists those that there are")
+        return Answer(200, "image/png", png)
+
+    def _retrieved(self, query: str) -> Answer:
+        found = retrieve(self._ask, query)
+        return _text(*found) if isinstance(found, Refusal) else _json(found)
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         answer = self.answer
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                code, kind, body = answer(self.path.partition("?")[0])
-                self.send_response(code)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
+                self._reply(with_body=True)
+
+            def do_HEAD(self) -> None:
+                self._reply(with_body=False)
+
+            def _reply(self, with_body: bool) -> None:
+                path, _, query = self.path.partition("?")
+                found = answer(path, query)
+                self.send_response(found.code)
+                lengths = {"Content-Type": found.kind, "Content-Length": str(len(found.body))}
+                for name, value in {**lengths, **_HEADERS, **found.headers}.items():
+                    self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(body)
+                if with_body:
+                    self.wfile.write(found.body)
 
             def log_message(self, format: str, *args: object) -> None:
                 log.debug(format, *args)
 
         return Handler
+
+
+class _Server(ThreadingHTTPServer):
+    """Reports failures to the log; the standard one prints them to standard error."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        error = sys.exception()
+        if isinstance(error, ConnectionError):
+            log.debug("http: %s went away: %s", client_address, error)
+        else:
+            log.error("http: a request of %s failed", client_address, exc_info=error)
+
+
+def _text(code: int, line: str) -> Answer:
+    return Answer(code, "text/plain; charset=utf-8", f"{line}\n".encode())
+
+
+def _json(value: Any) -> Answer:
+    return Answer(200, "application/json", orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))

@@ -38,7 +38,7 @@ def infer_settings(path: Path) -> dict[str, Any]:
     if log.items:
         settings["items"] = {"kind": "item", "features": _features(log.items[0], c.ITEM_ID)}
         num_nodes = _num_nodes(sum(file.num_rows for file in log.items))
-        settings["trainer"] = {"model": {"codebook": {"num_nodes": num_nodes}}}
+        settings["trainer"] = {"model": {"codebook": {"nodes": [num_nodes]}}}
     if log.users:
         settings["users"] = {"kind": "user", "features": _features(log.users[0], c.USER_ID)}
     return settings

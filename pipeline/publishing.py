@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,14 +12,39 @@ from consumers.errors import RegistryError
 from deploy.publication import Picture
 from deploy.publisher import Publisher
 from deploy.registry import Registry
+from index_refresh.flows import Membership
 from index_refresh.learner import Learner
-from index_refresh.pictures import index_history_picture, occupancy_picture, recall_picture
+from index_refresh.pictures import balance_picture, churn_picture, recall_picture
+from index_refresh.pictures_flows import flows_picture
+from index_refresh.pictures_occupancy import occupancy_picture
+from index_refresh.tree import Int64s
 from pipeline.config import Settings
+from pipeline.curves import Curves
 
 log = logging.getLogger(__name__)
 
-_MAX_HISTORY = 500
-"""Points of the pictures; older ones are thinned, so that a life of months still draws."""
+FLOWS = "index-flows.png"
+
+
+@dataclass(frozen=True, slots=True)
+class _Instant:
+    """Copies of what the pictures are drawn from; they share no memory with live state."""
+
+    leaf_sizes: Int64s
+    nodes: tuple[int, ...]
+    history: list[dict[str, float]]
+    flows: Picture | None
+
+    def pictures(self) -> dict[str, Picture]:
+        """Pictures by file name, drawn by whoever calls them."""
+        moved: dict[str, Picture] = {} if self.flows is None else {FLOWS: self.flows}
+        return {
+            "recall.png": partial(recall_picture, self.history),
+            "index-churn.png": partial(churn_picture, self.history),
+            "index-occupancy.png": partial(occupancy_picture, self.leaf_sizes, self.nodes),
+            **moved,
+            "index-balance.png": partial(balance_picture, self.history),
+        }
 
 
 class Versions:
@@ -29,7 +55,10 @@ class Versions:
         self._trigger = trigger
         self._registry = Registry(settings.registry_config())
         self._publisher: Publisher | None = None
-        self._history: list[dict[str, float]] = []
+        self._curves = Curves()
+        self._membership: Membership | None = None
+        self._flows: Picture | None = None
+        self._latest: Mapping[str, Picture] = {}
 
     def start(self) -> None:
         self._publisher = Publisher(
@@ -38,24 +67,46 @@ class Versions:
 
     def note(self, metrics: Mapping[str, float]) -> None:
         """Remember a point of the curves."""
-        self._history.append(dict(metrics))
-        if len(self._history) > _MAX_HISTORY:
-            self._history = self._history[::2]
+        self._curves.note(metrics)
+
+    def observe(self, learner: Learner, metrics: Mapping[str, float]) -> None:
+        """Remember a point and leave copies for ``latest_pictures``: the sizes of the leaves and the curves.
+
+        Only the training thread may call it; with a million items in 16,384 leaves it copies 130 KB.
+        """
+        self.note(metrics)
+        self._latest = self._instant(learner).pictures()
+
+    def latest_pictures(self) -> Mapping[str, Picture]:
+        """Pictures of the last instant observed; the same objects until the next one. Any thread may ask."""
+        return self._latest
 
     def pictures(self, learner: Learner) -> dict[str, Picture]:
-        """Pictures of this instant; they are drawn later, in the publisher's thread."""
-        history = list(self._history)
-        sizes = learner.refresher.leaves.sizes.copy()
-        return {
-            "index-occupancy.png": partial(occupancy_picture, sizes),
-            "index-history.png": partial(index_history_picture, history),
-            "recall.png": partial(recall_picture, history),
-        }
+        """Pictures of this instant, for a version; they are drawn later, in other threads.
+
+        From the second version of a life on, one shows what moved since the version before.
+        """
+        now = learner.refresher.membership()
+        if self._membership is not None:
+            self._flows = partial(flows_picture, self._membership, now)
+        self._membership = now
+        return self._instant(learner).pictures()
+
+    def _instant(self, learner: Learner) -> _Instant:
+        refresher = learner.refresher
+        sizes = refresher.leaves.sizes.copy()
+        return _Instant(sizes, refresher.nodes, self._curves.points(), self._flows)
 
     def publish(self, checkpoint: Path, pictures: Mapping[str, Picture]) -> None:
-        """Queue a durable checkpoint."""
+        """Queue a durable checkpoint. Call it in the checkpointer's thread.
+
+        What moved is drawn now: a hundred versions may wait for MLflow, and each would hold the leaf of every
+        item until it is drawn.
+        """
         assert self._publisher is not None, "publish before start"
-        self._publisher.publish(checkpoint, pictures, tags={"trigger": self._trigger})
+        moved = pictures.get(FLOWS)
+        drawn = {} if moved is None or isinstance(moved, bytes) else {FLOWS: moved()}
+        self._publisher.publish(checkpoint, {**pictures, **drawn}, tags={"trigger": self._trigger})
 
     def unpublished(self) -> set[str]:
         """Names of the checkpoints that wait for MLflow; they must not be pruned."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from deploy.retriever import Answer, Id, Retriever
+from deploy.retriever import Retriever
+from pipeline.asking import id_of, plain
 from pipeline.config import Settings
 
 
@@ -23,24 +23,7 @@ def answer(settings: Settings, users: list[str], k: int, version: str) -> list[d
     name = registry.model_name
     uri = f"models:/{name}/{version}" if version.isdigit() else f"models:/{name}@{version}"
     retriever = Retriever.load(uri, registry.tracking_uri)
-    return [_plain(found) for found in retriever.retrieve([_id_of(user) for user in users], k)]
-
-
-def _id_of(text: str) -> Id:
-    """An integer where the text is one: ids that look like integers are integers on the wire."""
-    return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
-
-
-def _plain(found: Answer) -> dict[str, Any]:
-    return {
-        "user": found.user,
-        "known": found.known,
-        "version": found.version,
-        "epoch": found.epoch,
-        "items": [
-            {"item": item, "score": score} for item, score in zip(found.items, found.scores, strict=True)
-        ],
-    }
+    return [plain(found) for found in retriever.retrieve([id_of(user) for user in users], k)]
 
 
 def print_answers(answers: list[dict[str, Any]]) -> None:

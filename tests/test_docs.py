@@ -24,7 +24,7 @@ from consumers.codecs import decode_entities, decode_events
 from consumers.dead_letter import DeadLetter
 from consumers.schema import REASONS, EntitySchema, EventSchema
 from consumers.times import wall_ms
-from index_refresh.health import health
+from index_refresh.health import balance
 from pipeline import __version__
 from pipeline.brokers import free_port
 from pipeline.cli import app, main
@@ -175,8 +175,8 @@ def test_fields_of_the_status_in_the_docs_are_in_the_status_file(walk: Walk) -> 
     status = orjson.loads((walk.folder / "my-home" / "status.json").read_bytes())
     assert len(told) > 20
     # The walk is too short for an index, so figures of the balance of nodes come from where they are made.
-    balance = health(np.array([1, 2]), 3)
-    assert told - status.keys() - balance.keys() == set()
+    of_nodes = balance(np.array([1, 2]), (2,), 3)
+    assert told - status.keys() - of_nodes.keys() == set()
 
 
 def test_every_excuse_belongs_to_a_command() -> None:

@@ -55,6 +55,10 @@ COMMAND_LINE = {
     "config": set[str](),
     "config show": {"--config", "--home", "--json"},
     "config infer": {"--from"},
+    "index": set[str](),
+    "index verify": {"--config", "--home", "--json"},
+    "index stats": {"--config", "--home", "--json"},
+    "index show": {"--item", "--node", "--config", "--home", "--json"},
     "version": set[str](),
 }
 

@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
         "history_length": 5,
         "uniform_negatives": 32,
         "popularity_half_lives": [500.0, 5_000.0],
-        "model": {"dim": 8, "codebook": {"num_nodes": 8, "start_after_steps": 4, "anneal_steps": 10}},
+        "model": {"dim": 8, "codebook": {"nodes": [8], "start_after_steps": 4, "anneal_steps": 10}},
     },
     "evaluation": {"k": 10, "budget": 0.3},
     "items": {"kind": "item", "features": [{"name": "colour", "kind": "categorical"}]},

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 from consumers.errors import ConfigError
 from pipeline import __version__, cli
+from pipeline.asking import id_of
 from pipeline.config import MASK, PREFIX, WELL_KNOWN, load_settings
-from pipeline.querying import _id_of
 from pipeline.status import write_status
 
 STATUS: dict[str, Any] = {
@@ -296,7 +296,16 @@ def test_a_time_without_a_zone_is_utc_wherever_the_program_runs(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("text", "user"), [("17", 17), ("-3", -3), ("u17", "u17"), ("--5", "--5"), ("²", "²"), ("1_0", "1_0")]
+    ("text", "user"),
+    [
+        ("17", 17),
+        ("-3", -3),
+        ("u17", "u17"),
+        ("--5", "--5"),
+        ("²", "²"),
+        ("1_0", "1_0"),
+        ("9" * 5_000, "9" * 5_000),
+    ],
 )
 def test_users_that_look_like_integers_are_integers(text: str, user: int | str) -> None:
-    assert _id_of(text) == user
+    assert id_of(text) == user

@@ -101,9 +101,9 @@ def test_other_variables_are_left_alone() -> None:
         ("HSNN__KAFKA__BOOTSTRAP_SERVERS", "a:1,b:2", ("kafka", "bootstrap_servers"), "a:1,b:2"),
         ("HSNN__KAFKA__OPTIONS", "{retries: 3}", ("kafka", "options"), {"retries": 3}),
         (
-            "HSNN__TRAINER__MODEL__CODEBOOK__NUM_NODES",
+            "HSNN__TRAINER__MODEL__CODEBOOK__START_AFTER_STEPS",
             "16",
-            ("trainer", "model", "codebook", "num_nodes"),
+            ("trainer", "model", "codebook", "start_after_steps"),
             16,
         ),
     ],

@@ -1,16 +1,18 @@
-"""Health, metrics and status over a real socket."""
+"""Health, metrics, status and pictures over a real socket."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import http.client
 import re
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from consumers.errors import ConfigError
+from deploy.publication import Picture
 from pipeline import __version__
 from pipeline.http import HttpConfig, HttpServer
 
@@ -44,13 +47,14 @@ class Watched:
     """A loop whose beat and status the test moves by hand."""
 
     status: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, Picture] = field(default_factory=dict)
     beat: float = field(default_factory=time.monotonic)
 
 
 @contextmanager
 def serving(watched: Watched, config: HttpConfig | None = None) -> Iterator[HttpServer]:
     config = config or HttpConfig(port=0, stuck_after_s=60.0)
-    server = HttpServer(config, lambda: watched.status, lambda: watched.beat)
+    server = HttpServer(config, lambda: watched.status, lambda: watched.beat, lambda: watched.pictures)
     server.start()
     try:
         yield server
@@ -60,11 +64,16 @@ def serving(watched: Watched, config: HttpConfig | None = None) -> Iterator[Http
 
 def get(server: HttpServer, path: str) -> tuple[int, str, str]:
     """Status code, content type and body."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=10) as reply:
-            return reply.status, reply.headers["Content-Type"], reply.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.headers["Content-Type"], error.read().decode()
+    code, headers, body = ask(server, path)
+    return code, headers["Content-Type"], body.decode()
+
+
+def ask(server: HttpServer, path: str, method: str = "GET") -> tuple[int, Message, bytes]:
+    """Status code, headers and body."""
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
+        connection.request(method, path)
+        reply = connection.getresponse()
+        return reply.status, reply.headers, reply.read()
 
 
 def metrics(server: HttpServer) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -153,12 +162,92 @@ def test_the_status_is_json() -> None:
     assert orjson.loads(body) == {**STATUS, "count": 3}
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/metrics/x", "/../status"])
+@pytest.mark.parametrize("path", ["/health", "/metrics/x", "/../status", "/status/"])
 def test_another_path_is_not_found_and_says_what_there_is(path: str) -> None:
     with serving(Watched(STATUS)) as server:
         code, _, body = get(server, path)
     assert code == 404
-    assert "/healthz, /readyz, /metrics or /status" in body
+    assert "/healthz, /readyz, /metrics, /status, /pictures" in body
+
+
+def test_the_page_may_run_its_own_script_only() -> None:
+    with serving(Watched()) as server:
+        code, headers, body = ask(server, "/?x=1")
+    assert (code, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    (script,) = re.findall(rb"<script>(.*?)</script>", body, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in headers["Content-Security-Policy"]
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+
+
+def test_a_question_for_the_headers_alone_gets_them_alone() -> None:
+    with serving(Watched(STATUS)) as server:
+        _, got, body = ask(server, "/readyz")
+        code, headers, nothing = ask(server, "/readyz", method="HEAD")
+    assert (code, nothing) == (200, b"")
+    assert int(headers["Content-Length"]) == int(got["Content-Length"]) == len(body)
+
+
+def test_a_picture_is_drawn_when_it_is_asked_for_and_then_kept() -> None:
+    drawn: list[str] = []
+
+    def draw() -> bytes:
+        drawn.append(threading.current_thread().name)
+        return b"\x89PNG drawn"
+
+    watched = Watched(pictures={"drawn.png": draw, "made.png": b"\x89PNG made"})
+    with serving(watched) as server:
+        assert orjson.loads(get(server, "/pictures")[2]) == {"drawn.png": 1, "made.png": 1}
+        assert drawn == []
+        for _ in range(3):
+            code, headers, body = ask(server, "/pictures/drawn.png?edition=1")
+            assert (code, headers["Content-Type"], body) == (200, "image/png", b"\x89PNG drawn")
+        assert ask(server, "/pictures/made.png")[2] == b"\x89PNG made"
+    assert len(drawn) == 1
+    assert threading.current_thread().name not in drawn
+
+
+@pytest.mark.parametrize("name", ["none.png", "", "../status", "made.png/"])
+def test_a_picture_that_is_not_there_is_not_found(name: str) -> None:
+    with serving(Watched(pictures={"made.png": b"\x89PNG made"})) as server:
+        code, kind, body = get(server, f"/pictures/{name}")
+    assert (code, kind) == (404, "text/plain; charset=utf-8")
+    assert "/pictures lists" in body
+
+
+def test_a_picture_that_cannot_be_drawn_says_so_and_the_rest_goes_on() -> None:
+    def draw() -> bytes:
+        raise ValueError("no such colour")
+
+    with serving(Watched(STATUS, {"broken.png": draw})) as server:
+        code, kind, body = get(server, "/pictures/broken.png")
+        assert (code, kind) == (500, "text/plain; charset=utf-8")
+        assert "broken.png cannot be drawn: ValueError('no such colour')" in body
+        assert get(server, "/readyz")[0] == 200
+
+
+def test_a_fault_in_an_answer_is_logged_and_the_server_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    def status() -> dict[str, Any]:
+        if not caplog.records:
+            raise TypeError("a fault of ours")
+        return STATUS
+
+    server = HttpServer(HttpConfig(port=0), status, time.monotonic)
+    server.start()
+    with pytest.raises(http.client.RemoteDisconnected):
+        get(server, "/status")
+    wait_until(lambda: caplog.records)
+    assert get(server, "/status")[0] == 200
+    server.stop()
+    assert "a request of" in caplog.text
+    assert "a fault of ours" in caplog.text
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "waited too long"
+        threading.Event().wait(0.01)
 
 
 def test_several_requests_are_answered_at_once() -> None:

@@ -104,7 +104,7 @@ def test_a_table_without_rows_gives_no_features(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("items", "nodes"), [(1, 16), (1_000, 32), (20_000, 128), (1_000_000, 1024)])
 def test_the_nodes_are_about_the_square_root_of_the_items(items: int, nodes: int, tmp_path: Path) -> None:
     found = infer_settings(write(tmp_path, items={c.ITEM_ID: pa.array(range(items))}))
-    assert found["trainer"]["model"]["codebook"]["num_nodes"] == nodes
+    assert found["trainer"]["model"]["codebook"]["nodes"] == [nodes]
 
 
 def test_what_is_proposed_is_a_valid_configuration_that_reads_the_log(tmp_path: Path) -> None:
