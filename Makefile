@@ -8,10 +8,10 @@ WORKERS ?= 2
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long check format kafka clean
+.PHONY: help setup bench-setup demo test test-long check format kafka clean
 
 help: ## Print what this file can do
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv and install the pinned set (a few minutes the first time)
 
@@ -20,6 +20,9 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (the first time fetches PyTorch, a few minutes) ..." >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]' >&2
 	@touch $@
+
+bench-setup: $(STAMP) ## Add what only benchmarks compare with: hnswlib, compiled (needs a C++ compiler)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' >&2
 
 demo: $(STAMP) ## A drifting world through Kafka, the trainer, the index and MLflow. ARGS="--help" tells more
 	@$(BIN)/hsnn demo $(ARGS)

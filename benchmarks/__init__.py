@@ -1,0 +1,1 @@
+"""Measurements against named baselines in the same run: ``python -m benchmarks.NAME``."""
