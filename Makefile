@@ -28,7 +28,7 @@ demo: $(STAMP) ## A drifting world through Kafka, the trainer, the index and MLf
 	@$(BIN)/hsnn demo $(ARGS)
 
 test: $(STAMP) ## The default test suite: embedded broker and genuine Apache Kafka
-	@$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-long: $(STAMP) ## Everything, the slow tests too
 	@$(BIN)/python -m pytest $(ARGS)

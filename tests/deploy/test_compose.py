@@ -252,7 +252,7 @@ def test_the_daemons_environment_is_a_valid_configuration(services: dict[str, di
 def test_health_checks_ask_for_paths_that_are_answered(services: dict[str, dict[str, Any]]) -> None:
     server = HttpServer(HttpConfig(), dict, time.monotonic)
     (path,) = re.findall(r"localhost:8080(/\w+)", " ".join(services["hsnn"]["healthcheck"]["test"]))
-    assert server.answer(path)[0] == 200
+    assert server.answer(path).code == 200
 
 
 # Images
@@ -307,7 +307,7 @@ def test_the_unit_names_metrics_that_exist() -> None:
     status = dict.fromkeys(("checkpoint_stall_s",), 1.0)
     server = HttpServer(HttpConfig(), lambda: status, time.monotonic)
     assert named
-    assert named <= set(re.findall(r"^(hsnn_\w+)", server.answer("/metrics")[2].decode(), re.MULTILINE))
+    assert named <= set(re.findall(r"^(hsnn_\w+)", server.answer("/metrics").body.decode(), re.MULTILINE))
 
 
 def test_the_unit_reads_an_environment_that_the_example_fills() -> None:

@@ -88,10 +88,10 @@ look();
 class Probed(HttpServer):
     """With one more page, which shows the status page in a frame of a width and measures it."""
 
-    def answer(self, path: str) -> Answer:
+    def answer(self, path: str, query: str = "") -> Answer:
         if path.startswith("/probe/"):
             return Answer(200, "text/html", PROBE.replace("WIDTH", path.removeprefix("/probe/")).encode())
-        return super().answer(path)
+        return super().answer(path, query)
 
 
 @contextmanager
