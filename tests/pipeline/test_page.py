@@ -62,7 +62,7 @@ STATUS: dict[str, Any] = {
     "index_max_over_mean": 3.27,
     "index_moved": 349_095.0,
     "jobs": {
-        "sweep": {"executed": 1_200.0, "missed": 0.0, "overlapped": 5.0, "last_wait_s": 0.25},
+        "sweep": {"executed": 1_200.0, "missed": 5.0, "overlapped": 7.0, "last_wait_s": 0.25},
         "publish": {"executed": 4.0, "missed": 0.0, "overlapped": 0.0, "last_wait_s": 0.01},
     },
 }
@@ -161,7 +161,8 @@ def test_the_page_shows_the_figures_of_the_status_and_the_pictures(tmp_path: Pat
     assert texts(dom, "share") == ["30.6 %", "32.3 %", "25.3 %"]
     assert "The index keeps 94.7 % of flat recall." in dom
     assert re.findall(r'<span id="state" class="(\w+)" role="status">([^<]+)', dom) == [("good", "training")]
-    assert '<td class="bad">5</td>' in dom, "an overlapped job stands out"
+    assert '<td class="bad">5</td>' in dom, "a missed turn stands out"
+    assert "<td>7</td>" in dom, "a flag that was raised twice does not"
     assert re.search(r'<img alt="Recall over time" src="[^"]*/pictures/recall.png\?edition=1"', dom)
 
 
