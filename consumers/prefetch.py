@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from consumers.batch import EntityBatch, EventBatch
+from consumers import columns as c
+from consumers.batch import EntityBatch, EntityKind, EventBatch, Positions
 from consumers.entities import can_follow, joined
 from consumers.source import Batch
 
@@ -28,7 +30,7 @@ class Prefetch:
         self._max_bytes = max_bytes
         self._items: deque[tuple[Batch, int]] = deque()
         self._first: deque[tuple[EntityBatch, int]] = deque()
-        self._changes_in_line = 0
+        self._line = _Line()
         self._bytes = 0
         self._changed = threading.Condition()
         self._error: BaseException | None = None
@@ -67,16 +69,15 @@ class Prefetch:
         """Append to what is handed out before everything else, in order among itself: a new item must not
         wait behind the events of a backlog.
 
-        A removal stays in line, and so does every change behind it. Before the events that were read before
-        it, it would be undone by them: they would make the item anew.
+        Removals stay in line. Before the events that were read before them they would be undone: those would
+        make the items anew. What is said of an item while something else of it is in line waits behind that.
         """
         with self._changed:
-            in_line = self._changes_in_line > 0 or len(batch.removed) > 0
-            self._changes_in_line += in_line
-            if not in_line:
-                self._append(self._first, batch)
-                return
-        self._append(self._items, batch)
+            for part in self._line.parts(batch):
+                if part.in_line:
+                    self._append(self._items, part.batch)
+                else:
+                    self._append(self._first, part.batch)
 
     def _append(self, queue: deque[tuple[B, int]], batch: B) -> None:
         size = size_of(batch)
@@ -121,8 +122,7 @@ class Prefetch:
     def _take_next(self) -> Batch | None:
         if self._items:
             batch = self._pop(self._items)
-            self._changes_in_line -= isinstance(batch, EntityBatch) and self._changes_in_line > 0
-            return batch
+            return self._line.leave(batch) if isinstance(batch, EntityBatch) else batch
         if self._error is not None:
             raise self._error
         return None
@@ -150,6 +150,61 @@ class Prefetch:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(_JOIN_TIMEOUT_S)
+
+
+class _Part(NamedTuple):
+    batch: EntityBatch
+    in_line: bool
+
+
+class _Line:
+    """Catalogue changes that wait among events, and how far the reading came past them."""
+
+    def __init__(self) -> None:
+        self._items: Counter[int] = Counter()
+        self._batches = 0
+        self._passed: Positions = {}
+
+    def parts(self, batch: EntityBatch) -> list[_Part]:
+        """What of a batch may overtake, and what stays in line. Who overtakes a change in line does not say
+        how far the reading came: a state with it and without that change would skip the change."""
+        removes = len(batch.removed) > 0
+        conflict = self._batches > 0 and any(item in self._items for item in _ids_of(batch))
+        if conflict or (removes and not batch.upserts.num_rows):
+            return [self._enter(batch)]
+        if removes:
+            upserts = replace(batch, removed=batch.removed[:0], positions={}, rejected=Counter())
+            removals = replace(batch, upserts=batch.upserts[:0], names={})
+            return [_Part(upserts, in_line=False), self._enter(removals)]
+        if self._batches:
+            self._passed.update(batch.positions)
+            batch = replace(batch, positions={})
+        return [_Part(batch, in_line=False)]
+
+    def _enter(self, batch: EntityBatch) -> _Part:
+        self._items.update(_ids_of(batch))
+        self._batches += 1
+        # Positions only grow: what passed before is covered by this one.
+        self._passed = {key: at for key, at in self._passed.items() if key not in batch.positions}
+        return _Part(batch, in_line=True)
+
+    def leave(self, batch: EntityBatch) -> EntityBatch:
+        """A change was handed out; the last one brings the position of those that passed it."""
+        if not self._batches:
+            return batch
+        self._items -= Counter(_ids_of(batch))
+        self._batches -= 1
+        if self._batches or not self._passed:
+            return batch
+        batch = replace(batch, positions={**batch.positions, **self._passed})
+        self._passed = {}
+        return batch
+
+
+def _ids_of(batch: EntityBatch) -> list[int]:
+    id_column = c.ITEM_ID if batch.kind is EntityKind.ITEM else c.USER_ID
+    ids: list[int] = [*batch.upserts.column(id_column).to_pylist(), *batch.removed.tolist()]
+    return ids
 
 
 def size_of(batch: EventBatch | EntityBatch) -> int:

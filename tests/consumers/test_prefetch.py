@@ -164,20 +164,43 @@ def wait_until(condition: Callable[[], bool]) -> None:
     raise AssertionError("waited too long")
 
 
-def removal(number: int) -> EntityBatch:
+def removal(number: int, item: int = 77) -> EntityBatch:
     batch = item_batch(number)
-    return EntityBatch(batch.kind, batch.upserts[:0], np.array([7]), batch.positions)
+    return EntityBatch(batch.kind, batch.upserts[:0], np.array([item]), batch.positions)
 
 
-def test_a_removal_waits_behind_the_events_that_were_read_before_it_and_holds_back_what_follows() -> None:
+def test_a_removal_waits_behind_the_events_that_were_read_before_it() -> None:
     """Before them it would be undone: they would make the item anew."""
     queue = Prefetch(BIG, "reader")
     queue.put(event_batch(1))
-    queue.put_first(item_batch(1))
     queue.put_first(removal(2))
-    queue.put_first(item_batch(3))
+    queue.put_first(user_batch(5))
     queue.put(event_batch(2))
-    assert names(taken(queue)) == ["i1", "e1", "i2", "i3", "e2"]
-    queue.put(event_batch(3))
-    queue.put_first(item_batch(4))
-    assert names(taken(queue)) == ["i4", "e3"]
+    handed = taken(queue)
+    assert [type(batch).__name__ for batch in handed] == [
+        *("EntityBatch", "EventBatch", "EntityBatch", "EventBatch"),
+    ]
+    # The user overtook, but a state that has it must not skip the removal: its position comes with that.
+    assert handed[0].positions == {}
+    assert names(handed) == ["e1", "i2", "u5", "e2"]
+
+
+def test_what_is_said_of_an_item_waits_behind_what_was_said_before() -> None:
+    queue = Prefetch(BIG, "reader")
+    queue.put(event_batch(1))
+    queue.put_first(removal(2, item=1))
+    queue.put_first(item_batch(3))
+    assert names(taken(queue)) == ["e1", "i2", "i3"]
+
+
+def test_a_batch_that_brings_and_takes_items_brings_them_at_once() -> None:
+    queue = Prefetch(BIG, "reader")
+    queue.put(event_batch(1))
+    both = item_batch(4)
+    queue.put_first(EntityBatch(both.kind, both.upserts, np.array([77]), both.positions))
+    first, events, second = taken(queue)
+    assert isinstance(first, EntityBatch)
+    assert isinstance(second, EntityBatch)
+    assert (first.upserts.num_rows, len(first.removed), first.positions) == (3, 0, {})
+    assert (second.upserts.num_rows, second.removed.tolist()) == (0, [77])
+    assert names([events, second]) == ["e1", "i4"]
