@@ -136,8 +136,7 @@ class LivingIndex:
 
     def _levels(self) -> tuple[list[Tensor], list[Tensor]]:
         """Node vectors, and what crowding adds, of every level."""
-        levels = range(len(self.nodes))
-        return [self.codebook.nodes(i) for i in levels], [self.codebook.crowding(i) for i in levels]
+        return self.codebook.levels()
 
     def _vectors(self, rows: Int64s) -> Tensor:
         return self._rows[VECTOR][torch.from_numpy(rows)]

@@ -68,13 +68,10 @@ def path_distances(
     penalties: Sequence[Tensor | None] = (),
 ) -> Tensor:
     """Squared distance of each vector to the sum of a leaf's nodes, plus the penalties on the way, [N]."""
-    digits, rest_N = [], leaves_N
-    for codes_KD in reversed(codebooks):
-        digits.append(rest_N % len(codes_KD))
-        rest_N = rest_N // len(codes_KD)
+    digits = torch.unravel_index(leaves_N, [len(codes_KD) for codes_KD in codebooks])
     residual_ND, parent_N, penalty_N = vectors_ND, torch.zeros_like(leaves_N), torch.zeros(len(vectors_ND))
     for level, codes_KD in enumerate(codebooks):
-        node_N = digits[-1 - level]
+        node_N = digits[level]
         penalty_GK = penalties[level] if penalties else None
         if penalty_GK is not None:
             penalty_N = penalty_N + penalty_GK[parent_N if len(penalty_GK) > 1 else 0, node_N]

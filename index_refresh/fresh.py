@@ -92,8 +92,5 @@ class Fresh:
         logits_B = users.item.score(side.vectors_CV).squeeze(1) + side.bias_C
         if not has_leaves:
             return logits_B
-        levels = range(model.num_levels)
-        codebooks = [model.codebook.nodes(level) for level in levels]
-        penalties = [model.codebook.crowding(level) for level in levels]
-        leaf = int(assign(model.index_vectors(side.vectors_CV), codebooks, penalties))
+        leaf = int(assign(model.index_vectors(side.vectors_CV), *model.codebook.levels()))
         return model.ensemble(logits_B, leaf_logits(model, users)[:, leaf])

@@ -47,13 +47,10 @@ def level_balance(sizes_K: Int64s) -> dict[str, float]:
 def item_similarity(z_ND: Tensor, leaves_N: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
     """Mean cosine of items and the sum of their nodes down to each level, float64 [L]. -1 is no leaf."""
     placed = leaves_N >= 0
-    z_ND, rest_N = z_ND[placed], leaves_N[placed]
-    digits = []
-    for codes_KD in reversed(codebooks):
-        digits.append(rest_N % len(codes_KD))
-        rest_N = rest_N // len(codes_KD)
+    z_ND = z_ND[placed]
+    digits = torch.unravel_index(leaves_N[placed], [len(codes_KD) for codes_KD in codebooks])
     sum_ND, means = torch.zeros_like(z_ND), []
-    for codes_KD, digit_N in zip(codebooks, reversed(digits), strict=True):
+    for codes_KD, digit_N in zip(codebooks, digits, strict=True):
         sum_ND = sum_ND + codes_KD[digit_N]
         means.append(functional.cosine_similarity(z_ND, sum_ND).mean())
     return torch.stack(means).double()

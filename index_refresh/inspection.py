@@ -155,9 +155,8 @@ class Inspector:
         ]
 
     def _nearest(self, row: int) -> Path:
-        codebook = self._trainer.model.codebook
-        penalties = [codebook.crowding(level) for level in range(codebook.num_levels)]
-        return path_of(int(assign(self._z(np.array([row])), self._codebooks, penalties)), self._nodes)
+        levels = self._trainer.model.codebook.levels()
+        return path_of(int(assign(self._z(np.array([row])), *levels)), self._nodes)
 
     def _neighbours(self, row: int, leaf: int, limit: int) -> list[Member]:
         if leaf == NOWHERE:

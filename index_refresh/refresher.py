@@ -189,8 +189,7 @@ class Refresher:
         if not codebook.is_started or not len(rows):
             return
         z_ND = self.index_vectors(rows)
-        codebooks = [codebook.nodes(level) for level in range(codebook.num_levels)]
-        penalties = [codebook.crowding(level) for level in range(codebook.num_levels)]
+        codebooks, penalties = codebook.levels()
         best_N = assign(z_ND, codebooks, penalties)
         old_N = torch.from_numpy(self.leaves.codes[rows].astype(np.int64))
         here_N = path_distances(z_ND, old_N.clamp_min(0), codebooks, penalties)

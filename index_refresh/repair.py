@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 
 from index_refresh.leaf_lists import Int64s
-from index_refresh.tree import nodes_of_level
+from index_refresh.tree import level_of_leaves, nodes_of_level
 
 if TYPE_CHECKING:
     from index_refresh.refresher import Refresher
@@ -79,8 +79,7 @@ class Repair:
     def _members(self, level: int, node: int) -> Int64s:
         """Item rows under a node of ``level``, whatever their parents."""
         leaves, nodes = self._refresher.leaves, self._refresher.nodes
-        of_level = nodes_of_level(np.arange(leaves.num_leaves), nodes, level) % nodes[level]
-        under = np.flatnonzero((of_level == node) & (leaves.sizes > 0))
+        under = np.flatnonzero((level_of_leaves(nodes)[:, level] == node) & (leaves.sizes > 0))
         return np.concatenate([leaves.members(int(leaf)) for leaf in under])
 
     def _residual(self, level: int, row: Int64s) -> torch.Tensor:

@@ -150,9 +150,7 @@ def _nearest(refresher: Refresher, rows: Int64s, embed: bool) -> Tensor:
         z_ND = trainer.model.index_vectors(trainer.item_side(torch.from_numpy(rows)).vectors_CV)
     else:
         z_ND = refresher.index_vectors(rows)
-    codebook = trainer.model.codebook
-    penalties = [codebook.crowding(level) for level in range(codebook.num_levels)]
-    return assign(z_ND, _codebooks(refresher), penalties)
+    return assign(z_ND, *trainer.model.codebook.levels())
 
 
 def _codebooks(refresher: Refresher) -> list[Tensor]:

@@ -41,8 +41,8 @@ class CadenceConfig(BaseModel):
     health_every_s: float | None = Field(
         10.0,
         gt=0,
-        description="Seconds between full health reports of the index, with the similarity of items and "
-        "centres; null keeps to the figures that cost nothing",
+        description="Seconds between copies of the index's sizes and figures for the pictures of the page, "
+        "where `http.port` is set; null leaves the page without pictures",
     )
     checkpoint_every_events: int = Field(
         100_000, ge=1, description="Trained events between checkpoints: bounds what a crash repeats"

@@ -118,6 +118,11 @@ class Codebook(nn.Module):
         codes_KD: Tensor = self.codes[level]
         return functional.normalize(codes_KD, dim=1) if level == 0 else codes_KD
 
+    def levels(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Node vectors and crowding of every level, coarsest first: what assignment is done with."""
+        numbers = range(self.num_levels)
+        return [self.nodes(level) for level in numbers], [self.crowding(level) for level in numbers]
+
     def progress(self, step: int) -> float:
         """0 at the start of the codebook, 1 once annealing is over; then held, as a stream has no end."""
         return min(1.0, (step - int(self.started)) / self.config.anneal_steps)
