@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import orjson
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from consumers.errors import ConfigError, HsnnError
-from consumers.times import epoch_ms
 from pipeline import __version__
-from pipeline.config import Settings, load_settings
+from pipeline.cli_index import index_app
+from pipeline.cli_options import AsJson, ConfigFile, Home, Servers, print_json, settings_of, time_ms
 
 if TYPE_CHECKING:
     from pipeline.daemon import Summary
@@ -33,39 +30,14 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-index_app = typer.Typer(help="Look into the index of a version or a checkpoint.", no_args_is_help=True)
 app.add_typer(index_app, name="index")
-
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings", exists=True)]
-Home = Annotated[Path | None, typer.Option(help="Where state lives [env HSNN_HOME; default ./hsnn-home]")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output")]
-Source = Annotated[
-    str,
-    typer.Argument(
-        help="Alias or number of a version, a checkpoint directory, or newest: the home's last checkpoint"
-    ),
-]
-Servers = Annotated[str | None, typer.Option(help="Kafka servers [env KAFKA_BOOTSTRAP_SERVERS]")]
-
-
-def _settings(config: Path | None, home: Path | None = None, **kafka: Any) -> Settings:
-    flags: dict[str, Any] = {"home": str(home)} if home is not None else {}
-    given = {name: value for name, value in kafka.items() if value is not None}
-    if given:
-        flags["kafka"] = given
-    return load_settings(config, flags)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS) + b"\n")
-    sys.stdout.flush()
 
 
 def _tell(summary: Summary, as_json: bool) -> None:
     from pipeline.summary import print_summary, summary_json
 
     if as_json:
-        _print_json(summary_json(summary))
+        print_json(summary_json(summary))
     else:
         print_summary(summary)
 
@@ -114,7 +86,7 @@ def demo(
     from pipeline.demo import DemoOptions, run_demo
     from pipeline.summary import print_demo
 
-    home = _settings(config, home).home
+    home = settings_of(config, home).home
     options = DemoOptions(
         home=home,
         events=events,
@@ -129,7 +101,7 @@ def demo(
     )
     report = run_demo(options)
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         print_demo(report, home / "demo")
 
@@ -148,7 +120,7 @@ def run(
     from pipeline.running import build_daemon, kafka_source, on_signals
     from pipeline.table import LiveTable
 
-    settings = _settings(config, home, bootstrap_servers=bootstrap_servers)
+    settings = settings_of(config, home, bootstrap_servers=bootstrap_servers)
     make_dead_letter_topics(settings.kafka)
     daemon = build_daemon(settings, kafka_source(settings, stop_at_end=stop_at_end), resume=not fresh)
     with on_signals(daemon.stop), LiveTable(settings.status_file, None, None, quiet=as_json):
@@ -177,7 +149,7 @@ def replay(
     from pipeline.replaying import replay_log
 
     flags: dict[str, Any] = {"home": str(home)} if home is not None else {}
-    window = (_time_ms(since, "--since"), _time_ms(until, "--until"))
+    window = (time_ms(since, "--since"), time_ms(until, "--until"))
     summary = replay_log(source, config, flags, window, resume=resume)
     _tell(summary, as_json)
 
@@ -209,7 +181,7 @@ def produce(
 
     if form not in ("arrow", "json"):
         raise ConfigError(f"--format: {form} is not one of arrow, json")
-    settings = _settings(config, None, bootstrap_servers=bootstrap_servers)
+    settings = settings_of(config, None, bootstrap_servers=bootstrap_servers)
     producing.make_topics(settings.kafka, partitions)
     publisher = LogPublisher(
         settings.kafka,
@@ -248,9 +220,9 @@ def simulate(
     if out is not None:
         write_world(out, events, seed, world)
         if as_json:
-            _print_json({"produced": events, "total": events})
+            print_json({"produced": events, "total": events})
         return
-    settings = _settings(config, None, bootstrap_servers=bootstrap_servers)
+    settings = settings_of(config, None, bootstrap_servers=bootstrap_servers)
     backlog = (follow, max_lead) if follow else None
     stream_world(settings, events, seed, world, rate, backlog, as_json)
 
@@ -267,9 +239,9 @@ def query(
     """Top items for users, answered by a registered version."""
     from pipeline.querying import answer, print_answers
 
-    answers = answer(_settings(config, home), user, k, version)
+    answers = answer(settings_of(config, home), user, k, version)
     if as_json:
-        _print_json(answers)
+        print_json(answers)
     else:
         print_answers(answers)
 
@@ -280,9 +252,9 @@ def status(config: ConfigFile = None, home: Home = None, as_json: AsJson = False
     from pipeline.status import read_status
     from pipeline.table import status_rows
 
-    found = read_status(_settings(config, home).status_file)
+    found = read_status(settings_of(config, home).status_file)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     table = Table(title="running" if found["running"] else "stopped", show_header=False)
     written = datetime.fromtimestamp(found["at_ms"] / 1000, UTC).isoformat(timespec="seconds")
@@ -299,9 +271,9 @@ def doctor(
     from pipeline.doctor import Status, diagnose, render
     from pipeline.doctoring import doctor_config
 
-    checks = diagnose(doctor_config(_settings(config, home, bootstrap_servers=bootstrap_servers)))
+    checks = diagnose(doctor_config(settings_of(config, home, bootstrap_servers=bootstrap_servers)))
     if as_json:
-        _print_json([{**vars_of(check), "status": check.status.value} for check in checks])
+        print_json([{**vars_of(check), "status": check.status.value} for check in checks])
     else:
         Console().print(render(checks))
     if any(check.status is Status.FAIL for check in checks):
@@ -318,9 +290,9 @@ def config_show(config: ConfigFile = None, home: Home = None, as_json: AsJson = 
     """The merged configuration (flags over environment over file over defaults), secrets masked."""
     import yaml
 
-    masked = _settings(config, home).masked()
+    masked = settings_of(config, home).masked()
     if as_json:
-        _print_json(masked)
+        print_json(masked)
     else:
         typer.echo(yaml.safe_dump(masked, sort_keys=False), nl=False)
 
@@ -339,76 +311,10 @@ def config_infer(
     typer.echo(yaml.safe_dump(infer_settings(source), sort_keys=False), nl=False)
 
 
-@index_app.command("verify")
-def index_verify(
-    source: Source = "champion", config: ConfigFile = None, home: Home = None, as_json: AsJson = False
-) -> None:
-    """Check every invariant of an index; ends with 1 and names what is broken if one does not hold."""
-    from pipeline.index_tables import print_verified
-    from pipeline.inspecting import verified
-
-    report = verified(_settings(config, home), source)
-    _show(report, as_json, print_verified)
-    if report["problems"]:
-        raise typer.Exit(1)
-
-
-@index_app.command("stats")
-def index_stats(
-    source: Source = "champion", config: ConfigFile = None, home: Home = None, as_json: AsJson = False
-) -> None:
-    """Balance and similarity level by level, staleness, memory and the largest leaves of an index."""
-    from pipeline.index_tables import print_statistics
-    from pipeline.inspecting import index_statistics
-
-    _show(index_statistics(_settings(config, home), source), as_json, print_statistics)
-
-
-@index_app.command("show")
-def index_show(
-    source: Source = "champion",
-    item: Annotated[str | None, typer.Option(help="Id of an item: where it is, and beside which")] = None,
-    node: Annotated[str | None, typer.Option(help="A node, such as 3/14: what is in it")] = None,
-    config: ConfigFile = None,
-    home: Home = None,
-    as_json: AsJson = False,
-) -> None:
-    """The largest nodes of an index as a tree; or one item's place, or one node's content."""
-    from pipeline import index_tables, inspecting
-
-    if item is not None and node is not None:
-        raise ConfigError("name --item or --node, not both")
-    settings = _settings(config, home)
-    if item is not None:
-        _show(inspecting.item_place(settings, source, item), as_json, index_tables.print_item)
-    elif node is not None:
-        _show(inspecting.node_contents(settings, source, node), as_json, index_tables.print_node)
-    else:
-        _show(inspecting.largest_nodes(settings, source), as_json, index_tables.print_tree)
-
-
-def _show(report: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
-    if as_json:
-        _print_json(report)
-    else:
-        show(report)
-
-
 @app.command()
 def version() -> None:
     """The version of this program."""
     typer.echo(__version__)
-
-
-def _time_ms(text: str | None, flag: str) -> int | None:
-    if text is None:
-        return None
-    if re.fullmatch(r"-?[0-9]+", text):
-        return int(text)
-    try:
-        return epoch_ms(datetime.fromisoformat(text))
-    except ValueError as error:
-        raise ConfigError(f"{flag}: {text} is neither ISO 8601 nor epoch milliseconds") from error
 
 
 def main() -> None:
