@@ -355,8 +355,8 @@ def settings_of(home: Path, bootstrap_servers: str, arguments: argparse.Namespac
             "publish_every_s": None,
             "publish_at_end": False,
             "status_every_s": _STATUS_EVERY_S,
-            "keep_checkpoints": _KEPT_CHECKPOINTS,
         },
+        "retention": {"keep_last": _KEPT_CHECKPOINTS},
         "registry": {"tracking_uri": f"sqlite:///{home / 'mlflow.db'}"},
     }
     return load_settings(None, content, environment={})

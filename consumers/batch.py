@@ -40,6 +40,16 @@ class Reject(NamedTuple):
     rows: int = 1
 
 
+class Segment(NamedTuple):
+    """A run of rows of one partition inside a batch: up to ``after``, from where the last run ended."""
+
+    source: str
+    """The partition's key in ``Positions``."""
+    after: Position
+    now_ms: int
+    """The clock that judged the rows' event times, epoch ms; 0 where none did."""
+
+
 @dataclass(frozen=True, slots=True)
 class EventBatch:
     """Interaction events in stream order.
@@ -57,6 +67,8 @@ class EventBatch:
     """Original item ids where ids are strings, by their 64-bit hash."""
     read_at: float = 0.0
     """``time.monotonic()`` at which the newest row was read, for latency metrics."""
+    segments: tuple[Segment, ...] = ()
+    """Where the rows came from, in their order; the journal keeps it."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -103,6 +115,8 @@ class EventChunk:
     rejected: tuple[Reject, ...] = ()
     names: Mapping[int, str] = field(default_factory=dict)
     read_at: float = 0.0
+    now_ms: int = 0
+    """The clock that judged the rows' event times."""
 
 
 class Rebatcher:
@@ -209,7 +223,18 @@ def _join(chunks: list[EventChunk]) -> EventBatch:
         rejected=rejected,
         names=_names_of(batch, names),
         read_at=max(chunk.read_at for chunk in chunks),
+        segments=_segments(chunks),
     )
+
+
+def _segments(chunks: list[EventChunk]) -> tuple[Segment, ...]:
+    """One for each run of one partition under one clock: many small fetches in a row are one."""
+    found: list[Segment] = []
+    for chunk in chunks:
+        if found and (found[-1].source, found[-1].now_ms) == (chunk.source, chunk.now_ms):
+            found.pop()
+        found.append(Segment(chunk.source, chunk.after, chunk.now_ms))
+    return tuple(found)
 
 
 def _names_of(batch: pa.RecordBatch, names: Mapping[int, str]) -> dict[int, str]:

@@ -7,7 +7,8 @@ HsnnError
 │   └── TooManyRejects     the share of bad input passed the configured limit
 ├── StateError             saved state that cannot be used
 │   ├── CheckpointError    a checkpoint is incomplete, corrupt or of another format
-│   └── OffsetGapError     the broker no longer holds the offsets that the state asks for
+│   ├── OffsetGapError     the broker no longer holds the offsets that the state asks for
+│   └── FencedError        another daemon writes the same state; this one must stop
 ├── BrokerError            Kafka cannot be reached or refused us; names the address and the remedy
 └── RegistryError          MLflow cannot be reached, or a version in it is not whole
 """
@@ -43,6 +44,10 @@ class CheckpointError(StateError):
 
 class OffsetGapError(StateError):
     """The broker no longer holds the offsets that the state asks for."""
+
+
+class FencedError(StateError):
+    """Another daemon writes the same state."""
 
 
 class BrokerError(HsnnError):

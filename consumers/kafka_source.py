@@ -255,7 +255,8 @@ class _Reader:
 
     def _read_events(self, part: _Partition, records: Sequence[Record], after: Position) -> None:
         source = self._source
-        decoded = decode_events(records, source._event_schema, source._now_ms(), part.start)
+        now_ms = source._now_ms()
+        decoded = decode_events(records, source._event_schema, now_ms, part.start)
         self._bury(decoded.letters)
         chunk = EventChunk(
             table=decoded.rows,
@@ -264,6 +265,7 @@ class _Reader:
             rejected=decoded.rejected,
             names=decoded.names,
             read_at=time.monotonic(),
+            now_ms=now_ms,
         )
         item_ids = chunk.table.column(c.ITEM_ID).to_numpy()
         source._read_ahead.append(ReadAhead(item_ids, chunk.read_at, chunk.names))

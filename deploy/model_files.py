@@ -28,6 +28,7 @@ CODE_PACKAGES = (consumers, trainers, index_refresh, deploy)
 # a process of its own, which takes a minute.
 REQUIREMENTS = (
     "mlflow",
+    "numba",
     "numpy",
     "orjson",
     "pandas",

@@ -21,7 +21,8 @@ from consumers.batch import Positions
 from consumers.errors import StateError
 from deploy.model_files import PICTURES, write_model
 from deploy.registry import METRIC_TAG, WINDOW_METRIC, Decision, Registry, decide, mlflow_errors
-from trainers.checkpoint import MANIFEST, Manifest
+from trainers.checkpoint import MANIFEST
+from trainers.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 

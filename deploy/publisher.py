@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,10 @@ class PublisherConfig(BaseModel):
 
 class Publisher:
     """Publishes checkpoints in the order given. Any thread may call it; nothing in it waits for MLflow but
-    ``close``."""
+    ``close``.
+
+    ``after_each`` is called in its thread after each version, and with ``ask_first`` also before the first.
+    """
 
     def __init__(
         self,
@@ -50,7 +53,10 @@ class Publisher:
         run_name: str = "",
         run_config: Mapping[str, Any] | None = None,
         run_tags: Mapping[str, str] | None = None,
+        after_each: Callable[[], None] = lambda: None,
+        ask_first: bool = False,
     ) -> None:
+        self._after_each, self._ask_first = after_each, ask_first
         self.registry = registry
         self.config = config or PublisherConfig()
         started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -133,6 +139,8 @@ class Publisher:
 
     def _work(self) -> None:
         try:
+            if self._ask_first:
+                self._after_each()
             while (publication := self._next()) is not None:
                 self._publish_until_done(publication)
             self._end_run()
@@ -168,6 +176,7 @@ class Publisher:
             return True
         self.last_error = None
         self.published.append(number)
+        self._after_each()
         logger.info("%s: published as version %d", publication.checkpoint.name, number)
         return True
 

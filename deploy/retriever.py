@@ -15,7 +15,8 @@ from consumers.errors import RegistryError
 from deploy.retrieval import Answer, Current, Filters, Id, Retrieval
 from index_refresh.beam_search import BeamSearch
 from index_refresh.learner import Learner
-from trainers.checkpoint import Checkpoint, Manifest, read_checkpoint
+from trainers.checkpoint import Checkpoint, read_checkpoint
+from trainers.manifest import Manifest
 
 __all__ = ["Answer", "Filters", "Id", "Retriever", "checkpoint_of_model", "fetched_version"]
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import torch
@@ -16,11 +18,14 @@ from torch import Tensor
 
 from consumers.batch import EntityBatch, EntityKind, EventBatch, Position, Positions
 from consumers.errors import CheckpointError
+from consumers.journal import Journal
 from consumers.schema import Feature
 from index_refresh.evaluation import EvaluationConfig, Evaluator
 from index_refresh.fresh import Fresh
 from index_refresh.refresher import RefreshConfig, Refresher
-from trainers.checkpoint import Checkpoint, Manifest
+from trainers.checkpoint import Checkpoint
+from trainers.entities import names_table
+from trainers.manifest import Gap, Manifest
 from trainers.trainer import FeatureSets, OnlineTrainer, TrainerConfig
 
 NAMES = "names"
@@ -44,6 +49,18 @@ class LearnerConfig(BaseModel):
         return FeatureSets(self.item_features, self.user_features, self.context_features)
 
 
+@dataclass(frozen=True, slots=True)
+class StateCopy:
+    """The state of one instant, which later training does not touch."""
+
+    parts: Mapping[str, Mapping[str, Tensor]]
+    names: Mapping[int, str]
+
+    def tables(self) -> dict[str, pa.Table]:
+        """A million names take longer to lay out than to copy, so whoever writes them does it."""
+        return {NAMES: names_table(self.names)}
+
+
 class Learner:
     """The learning state and where the stream goes on after it."""
 
@@ -56,11 +73,15 @@ class Learner:
         self.positions: Positions = {}
         self.rejected: Counter[str] = Counter()
         self.parent: str | None = None
+        self.lineage = uuid4().hex
+        self.gaps: tuple[Gap, ...] = ()
+        self.journal = Journal()
 
     # -- the stream ------------------------------------------------------------------------------------
 
     def apply(self, batch: EntityBatch) -> None:
         """Take in catalogue changes; new items are searchable when this returns."""
+        self.journal.batch(batch, self.positions)
         changed, freed = self.trainer.apply_entities(batch)
         self.refresher.remove(freed)
         self.refresher.arrive(changed)
@@ -70,12 +91,19 @@ class Learner:
 
     def learn(self, batch: EventBatch) -> None:
         """Answer a sample of the batch, then learn it, then bring the index up to date."""
+        self.journal.batch(batch, self.positions)
         if len(batch):
             self.evaluator.answer(batch)
             report = self.trainer.learn(batch)
             self.evaluator.observe(report)
             self.refresher.after_step(report.touched_rows)
         self._passed(batch)
+
+    def act(self, action: str) -> None:
+        """Do what the clock asks of the index: ``expire``, ``sweep`` or ``rebalance``."""
+        self.journal.action(action)
+        refresher = self.refresher
+        {"expire": refresher.expire, "sweep": refresher.sweep, "rebalance": refresher.repair}[action]()
 
     def _passed(self, batch: EventBatch | EntityBatch) -> None:
         self.positions.update(batch.positions)
@@ -98,15 +126,19 @@ class Learner:
 
     # -- state -------------------------------------------------------------------------------------------
 
+    def copy(self) -> StateCopy:
+        """Copy everything once, and nothing else: training waits for it."""
+        return StateCopy(self.parts(), dict(self.trainer.items.names))
+
     def parts(self) -> dict[str, Mapping[str, Tensor]]:
-        """A copy of the whole state by part, which later training does not touch."""
+        """A copy of the tensors by part, which later training does not touch."""
         parts = {**self.trainer.state(), INDEX: self.refresher.state(), EVALUATION: self.evaluator.state()}
         return {name: _owned(part) for name, part in parts.items()}
 
     def tables(self) -> dict[str, pa.Table]:
-        return {NAMES: self.trainer.items.names_table()}
+        return {NAMES: names_table(self.trainer.items.names)}
 
-    def manifest(self, settings: Mapping[str, Any]) -> Manifest:
+    def manifest(self, settings: Mapping[str, Any], boundary_ms: int | None = None) -> Manifest:
         """What a checkpoint of this instant says of itself; ``settings`` is what else to remember."""
         return Manifest(
             positions=dict(self.positions),
@@ -117,6 +149,10 @@ class Learner:
             index_epoch=self.refresher.epoch,
             model_version=f"step-{self.trainer.step}",
             parent=self.parent,
+            lineage=self.lineage,
+            next_entry=self.journal.next_entry,
+            boundary_ms=boundary_ms,
+            gaps=self.gaps,
             config={**settings, "learner": self.config.model_dump(mode="json")},
             metrics=self.metrics(),
         )
@@ -149,6 +185,9 @@ class Learner:
         self.positions = {key: Position(*value) for key, value in manifest.positions.items()}
         self.rejected = Counter(manifest.events_rejected)
         self.parent = checkpoint.name
+        self.lineage = manifest.lineage or self.lineage
+        self.gaps = manifest.gaps
+        self.journal = Journal(manifest.next_entry)
 
 
 def _owned(part: Mapping[str, Tensor]) -> dict[str, Tensor]:

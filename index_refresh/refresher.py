@@ -62,6 +62,9 @@ class RefreshConfig(BaseModel):
     expire_after_days: float | None = Field(
         None, gt=0, description="Days of stream without event or catalogue message after which an item leaves"
     )
+    expire_every_s: float = Field(
+        60.0, gt=0, description="Seconds of stream between looks for such items, at multiples since 1970"
+    )
 
 
 class Refresher:
@@ -81,6 +84,7 @@ class Refresher:
         self._density = LeafDensity(self.leaves.num_leaves)
         self._repair = Repair(config.repair, self)
         self._similarity_L = torch.zeros(len(self.nodes), dtype=torch.float64)
+        self._expired_in = 0
 
     @property
     def is_ready(self) -> bool:
@@ -100,6 +104,7 @@ class Refresher:
 
     def after_step(self, touched: Int64s) -> None:
         """Re-assign what the step touched and the next slice of the corpus; start or repair when due."""
+        self._expire_when_due()
         rows = np.union1d(touched, self._next_slice())
         self._refresh(rows, hysteresis=self.config.hysteresis)
         if not self.trainer.model.codebook.is_started:
@@ -225,6 +230,13 @@ class Refresher:
         self.epoch += removed > 0
         return removed
 
+    def _expire_when_due(self) -> None:
+        """By the stream's own time: an idle stream makes nothing older, and a replay expires the same."""
+        period = self.trainer.watermark_ms // int(self.config.expire_every_s * 1_000)
+        if period != self._expired_in:
+            self._expired_in = period
+            self.expire()
+
     def _grow(self) -> None:
         self.leaves.grow_to(self.trainer.items.ids.num_rows)
 
@@ -276,6 +288,7 @@ class Refresher:
             "sizes": torch.from_numpy(self.leaves.sizes.copy()),
             "nodes": torch.tensor(self.nodes),
             "scalars": torch.tensor([self.epoch, self.codebook_version, *counts]),
+            "expired_in": torch.tensor(self._expired_in),
             "similarity": self._similarity_L.clone(),
             "sweep": self._sweep.state(),
             **self._density.state(),
@@ -289,5 +302,6 @@ class Refresher:
         self.epoch, self.codebook_version, *counts = state["scalars"].tolist()
         self.counts = Counter(dict(zip(COUNTED, counts, strict=True)))
         self._similarity_L = state["similarity"].clone()
+        self._expired_in = int(state["expired_in"])
         self._sweep.load(state["sweep"])
         self._density.load(state)

@@ -18,9 +18,10 @@ from torch import Tensor
 from index_refresh.leaf_lists import Int64s
 from index_refresh.learner import INDEX, NAMES
 from index_refresh.refresher import COUNTED
-from trainers.checkpoint import Checkpoint, Manifest
+from trainers.checkpoint import Checkpoint
 from trainers.entities import BIAS, BORN, VECTOR
 from trainers.id_map import UNKNOWN_ROW
+from trainers.manifest import Manifest
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]

@@ -8,16 +8,19 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from torch import Tensor
 
-from index_refresh.learner import Learner
-from trainers.checkpoint import Manifest, prune_checkpoints, write_checkpoint
+from consumers.errors import CheckpointError
+from consumers.journal import Piece, prune_pieces, write_piece
+from index_refresh.learner import Learner, StateCopy
+from trainers.checkpoint import write_checkpoint
+from trainers.manifest import Manifest
+from trainers.retention import RetentionConfig, prune_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -34,35 +37,69 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
+class Folders:
+    """Where state lies."""
+
+    checkpoints: Path
+    journal: Path
+
+
+@dataclass(frozen=True, slots=True)
 class _Order:
     name: str
-    parts: Mapping[str, Mapping[str, Tensor]]
-    tables: Mapping[str, pa.Table]
+    state: StateCopy
+    journal: pa.Table
     manifest: Manifest
     on_written: Callable[[Written], None]
+    on_failed: Callable[[], None]
 
 
 class Checkpointer:
-    """One writing thread. Order of what follows: durable first, then ``on_written`` (publish, commit)."""
+    """One writing thread. Order of what follows: the journal's piece is durable, then the checkpoint, then
+    ``on_written`` (publish, commit).
+
+    A device that is full or failing does not stop training for as long as ``patience_s``: the last checkpoint
+    stands, and the next one that can be written holds everything since, in state and journal.
+
+    Args:
+        folders: where checkpoints and journal lie.
+        settings: saved with each checkpoint.
+        retention: which checkpoints and pieces stay.
+        protected: names of checkpoints that must not be pruned, whatever their age.
+        patience_s: seconds without a checkpoint, once one failed, before training stops.
+    """
 
     def __init__(
         self,
-        root: Path,
+        folders: Folders,
         settings: Mapping[str, Any],
-        keep_last: int,
+        retention: RetentionConfig,
         protected: Callable[[], set[str]] = set,
+        patience_s: float = 0.0,
     ) -> None:
-        self._root, self._settings, self._keep_last, self._protected = root, settings, keep_last, protected
+        self._folders, self._settings, self._retention = folders, settings, retention
+        self._protected, self._patience_s = protected, patience_s
         # One checkpoint may wait while one is written: more would hold copies of the state without end.
         self._orders: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=1)
         self._failure: BaseException | None = None
+        self._failing_since: float | None = None
+        self._unwritten: list[pa.Table] = []
         self._thread = threading.Thread(target=self._run, name="checkpointer", daemon=True)
         self.stall_s = 0.0
         """How long the last copy of the state held up training."""
         self.last: Written | None = None
+        self.last_error: str | None = None
+        """Why the newest checkpoint was not written; None once one was."""
+        self._parent: str | None = None
+        self._has_parent = False
 
     def start(self) -> None:
-        self._root.mkdir(parents=True, exist_ok=True)
+        """Raises ``CheckpointError`` where nothing can be written at all: better now than in an hour."""
+        for folder in (self._folders.checkpoints, self._folders.journal):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(f"{folder}: {error.strerror}; name another `home`") from error
         self._thread.start()
 
     @property
@@ -70,19 +107,25 @@ class Checkpointer:
         """True when another checkpoint would have to wait for the disk."""
         return self._orders.full()
 
-    def take(self, learner: Learner, on_written: Callable[[Written], None]) -> str:
+    def take(
+        self,
+        learner: Learner,
+        on_written: Callable[[Written], None],
+        on_failed: Callable[[], None] = lambda: None,
+        boundary_ms: int | None = None,
+    ) -> str:
         """Copy the state and hand it to the writer; the checkpoint's name.
 
         Raises:
-            CheckpointError: an earlier checkpoint could not be written.
+            CheckpointError: checkpoints could not be written for longer than we may wait.
         """
         self.check()
         began = time.monotonic()
-        manifest = learner.manifest(self._settings)
+        manifest = learner.manifest(self._settings, boundary_ms)
         name = f"step-{manifest.step:010d}-{time.time_ns() // 1_000_000:x}"
-        order = _Order(name, learner.parts(), learner.tables(), manifest, on_written)
+        state, journal = learner.copy(), learner.journal.take()
         self.stall_s = time.monotonic() - began
-        learner.parent = name
+        order = _Order(name, state, journal, manifest, on_written, on_failed)
         self._orders.put(partial(self._write, order))
         return name
 
@@ -97,7 +140,11 @@ class Checkpointer:
             raise self._failure
 
     def close(self) -> None:
-        """Write what waits, then stop. Raises what stopped the writer."""
+        """Write what waits, then stop.
+
+        Raises:
+            CheckpointError: the last state could not be written; the checkpoint before it stands.
+        """
         while self._thread.is_alive():
             try:
                 self._orders.put(None, timeout=_LOOK_AGAIN_S)
@@ -105,6 +152,8 @@ class Checkpointer:
                 continue  # it writes still, or it just failed with an order behind it that nobody takes
             self._thread.join()
         self.check()
+        if self.last_error is not None:
+            raise CheckpointError(f"the last state is not on disk, the one before it is: {self.last_error}")
 
     def _run(self) -> None:
         try:
@@ -115,14 +164,53 @@ class Checkpointer:
             self._drain()
 
     def _write(self, order: _Order) -> None:
+        self._unwritten.append(order.journal)
         began = time.monotonic()
-        path = write_checkpoint(self._root, order.name, order.parts, order.tables, order.manifest)
-        self.last = Written(path, order.manifest, time.monotonic() - began)
+        try:
+            path, manifest = self._make_durable(order)
+        except CheckpointError as error:
+            self._failed(order, error)
+            return
+        self._unwritten, self._parent, self._has_parent = [], order.name, True
+        self._failing_since = self.last_error = None
+        self.last = Written(path, manifest, time.monotonic() - began)
         order.on_written(self.last)
         self._prune()
 
+    def _make_durable(self, order: _Order) -> tuple[Path, Manifest]:
+        """The piece first: a checkpoint without its journal could not be replayed, a piece without its
+        checkpoint is in nobody's history."""
+        parent = self._parent if self._has_parent else order.manifest.parent
+        manifest = replace(order.manifest, parent=parent)
+        try:
+            write_piece(self._folders.journal, Piece(order.name, parent, pa.concat_tables(self._unwritten)))
+        except OSError as error:
+            raise CheckpointError(
+                f"the journal's piece {order.name!r} could not be written to {self._folders.journal}: "
+                f"{error}; check free space and permissions"
+            ) from error
+        state = order.state
+        root = self._folders.checkpoints
+        return write_checkpoint(root, order.name, state.parts, state.tables(), manifest), manifest
+
+    def _failed(self, order: _Order, error: CheckpointError) -> None:
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+        self.last_error = str(error)
+        order.on_failed()
+        if now - self._failing_since >= self._patience_s:
+            raise error
+        log.error(
+            "%s. Training goes on; the last checkpoint stands, and the next attempt comes when due", error
+        )
+
     def _prune(self) -> None:
-        prune_checkpoints(self._root, self._keep_last, self._protected())
+        try:
+            prune_checkpoints(self._folders.checkpoints, self._retention, self._protected())
+            prune_pieces(self._folders.journal, self._retention.keep_journal_days)
+        except CheckpointError as error:
+            log.warning("%s. The next look comes when due", error)
 
     def _drain(self) -> None:
         """Nobody may wait for a writer that is gone."""

@@ -14,6 +14,7 @@ Order of safety: a checkpoint is durable, then it may become a version, then off
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,13 +22,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from consumers.batch import EventBatch
-from consumers.errors import TooManyRejects
+from consumers.breaker import ShareLimit
 from consumers.source import Batch, Source
 from deploy.publication import Picture
 from index_refresh.learner import Learner
-from pipeline.checkpointer import Checkpointer, Written
+from pipeline.checkpointer import Checkpointer, Folders, Written
 from pipeline.config import Settings
+from pipeline.due import DueDates
 from pipeline.freshness import Freshness
+from pipeline.home_lock import sole_writer
 from pipeline.http import HttpServer
 from pipeline.live_queries import LiveQueries
 from pipeline.publishing import Versions
@@ -38,7 +41,6 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.05
 """Longest wait for a batch: bounds how late a stop or a flag is noticed on an idle topic."""
-_JUDGE_REJECTS_FROM = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +76,19 @@ class Daemon:
         self._freshness = Freshness()
         self._cadences = Cadences.of(settings.cadence)
         self._checkpointer = Checkpointer(
-            settings.checkpoints, settings.masked(), settings.cadence.keep_checkpoints, versions.unpublished
+            Folders(settings.checkpoints, settings.journal),
+            settings.masked(),
+            settings.retention,
+            versions.protected,
+            settings.cadence.checkpoint_patience_s,
         )
         self._rate = RateMeter()
         self._began = time.monotonic()
-        self._checkpointed_at = self._published_at = learner.trainer.events_trained
-        self._judged = (learner.trainer.events_trained, learner.rejected.total())
+        self._due = DueDates(settings.cadence, learner.trainer.events_trained, learner.trainer.watermark_ms)
+        self._owes_version = False
+        self._lost: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """Of checkpoints that could not be written: whether they were to be versions."""
+        self._share_limit = ShareLimit(settings.breaker, learner.positions)
         self._beat = time.monotonic()
         self._last_status: dict[str, Any] = {}
         self._http = HttpServer(
@@ -94,8 +103,14 @@ class Daemon:
         """Train until the source is finished or ``stop`` was called; leave a checkpoint and a version.
 
         Raises:
+            FencedError: another daemon writes the same state.
             HsnnError: whatever made it impossible to go on; the last checkpoint stands.
         """
+        with sole_writer(self.settings.home):
+            self._live()
+        return self.summary()
+
+    def _live(self) -> None:
         self.source.open(self.learner.positions)
         try:
             self._start()
@@ -104,10 +119,10 @@ class Daemon:
                 self._keep_index(is_idle=batch is None)
                 self.queries.answer_waiting()
                 self._keep_time()
+            self._owe_again()
             self._checkpoint(publish=self.settings.cadence.publish_at_end)
         finally:
             self._stop()
-        return self.summary()
 
     def stop(self) -> None:
         """Finish the batch in hand, checkpoint and leave. Any thread or signal handler may call it."""
@@ -139,71 +154,68 @@ class Daemon:
             return
         if isinstance(batch, EventBatch):
             self.learner.learn(batch)
-            self._judge_rejects()
+            self._share_limit.note(len(batch), batch.rejected, batch.positions)
         else:
             self.learner.apply(batch)
             self._freshness.applied(batch)
-
-    def _judge_rejects(self) -> None:
-        """Stop when input is mostly bad."""
-        trained, rejected = self.learner.trainer.events_trained, self.learner.rejected.total()
-        since_trained, since_rejected = trained - self._judged[0], rejected - self._judged[1]
-        total = since_trained + since_rejected
-        if total < _JUDGE_REJECTS_FROM:
-            return
-        self._judged = (trained, rejected)
-        limit = self.settings.cadence.max_rejected_share
-        if since_rejected > limit * total:
-            raise TooManyRejects(
-                f"{since_rejected} of the last {total} events were rejected "
-                f"({dict(self.learner.rejected)}), more than cadence.max_rejected_share={limit}. "
-                "Look at the dead-letter topic, mend the producer, then start again"
-            )
 
     # -- what is due ---------------------------------------------------------------------------------------
 
     def _keep_index(self, is_idle: bool) -> None:
         """What the clock asks of the index. While events flow, the steps themselves sweep and repair."""
-        refresher, cadences = self.learner.refresher, self._cadences
+        cadences = self._cadences
         if cadences.take("arrivals"):
             self._freshness.announce(self.learner, self.source.read_ahead())
-        if cadences.take("sweep") and is_idle:
-            refresher.sweep()
-        if cadences.take("rebalance") and is_idle:
-            refresher.repair()
+        for action in ("sweep", "rebalance"):
+            if cadences.take(action) and is_idle:
+                self.learner.act(action)
         if cadences.take("expire"):
-            refresher.expire()
+            self.learner.act("expire")
         if cadences.take("health") and self.settings.http.port is not None:
             self.versions.observe(self.learner, self.learner.metrics())
 
     def _keep_time(self) -> None:
-        cadence, trained = self.settings.cadence, self.learner.trainer.events_trained
         self._checkpointer.check()
         self.versions.check()
-        if self._cadences.take("status"):
+        cadences, trainer = self._cadences, self.learner.trainer
+        if cadences.take("status"):
             self._write_status()
-        if self._cadences.take("prune"):
+        if cadences.take("prune"):
             self._checkpointer.prune()
-        publish = self._cadences.take("publish") or (
-            cadence.publish_every_events is not None
-            and trained - self._published_at >= cadence.publish_every_events
+        due = self._due.look(
+            trainer.events_trained,
+            trainer.watermark_ms,
+            clock_checkpoint=cadences.take("checkpoint"),
+            clock_publish=cadences.take("publish"),
         )
-        due = trained - self._checkpointed_at >= cadence.checkpoint_every_events
-        if publish or due or self._cadences.take("checkpoint"):
-            self._checkpoint(publish)
+        self._owe_again()
+        if due.checkpoint and (due.boundary_ms is not None or not self._checkpointer.is_busy):
+            self._checkpoint(due.publish, due.boundary_ms)
+        else:
+            self._owes_version |= due.publish
 
-    def _checkpoint(self, publish: bool) -> None:
+    def _checkpoint(self, publish: bool, boundary_ms: int | None = None) -> None:
         """Copy the state; the rest happens in the checkpointer's thread. Nothing new is not kept twice."""
         trained = self.learner.trainer.events_trained
-        if trained == self._checkpointed_at and not publish:
+        publish = publish or self._owes_version
+        if not self._due.has_news(trained) and not publish:
             return
-        self._checkpointed_at = trained
-        publish = publish and trained > self._published_at
-        if publish:
-            self._published_at = trained
+        publish, self._owes_version = self._due.taken(trained, publish), False
         self.versions.note(self.learner.metrics())
         pictures = self.versions.pictures(self.learner) if publish else {}
-        self._checkpointer.take(self.learner, lambda written: self._written(written, pictures, publish))
+        self._checkpointer.take(
+            self.learner,
+            lambda written: self._written(written, pictures, publish),
+            lambda: self._lost.put(publish),
+            boundary_ms,
+        )
+
+    def _owe_again(self) -> None:
+        """What could not be written is due with the next checkpoint, its version too."""
+        while not self._lost.empty():
+            publish = self._lost.get()
+            self._due.undo(publish)
+            self._owes_version |= publish
 
     def _written(self, written: Written, pictures: Mapping[str, Picture], publish: bool) -> None:
         """In the checkpointer's thread: the checkpoint is durable."""
@@ -219,7 +231,7 @@ class Daemon:
     def _start(self) -> None:
         self._began = time.monotonic()
         self._checkpointer.start()
-        self.versions.start()
+        self.versions.start(resumed=self.learner.parent is not None)
         self._cadences.start()
         self._http.start()
         self._write_status()
@@ -249,6 +261,7 @@ class Daemon:
             "index_epoch": self.learner.refresher.epoch,
             "checkpoint": last.path.name if last else None,
             "checkpoint_stall_s": self._checkpointer.stall_s,
+            "checkpoint_error": self._checkpointer.last_error,
             "versions": self.versions.published,
             "versions_pending": self.versions.pending,
             "publish_error": self.versions.last_error,

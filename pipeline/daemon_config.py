@@ -36,7 +36,11 @@ class CadenceConfig(BaseModel):
         "`refresh.repair`; null, as for `sweep_every_s`, looks while events flow alone",
     )
     expire_every_s: float | None = Field(
-        60.0, gt=0, description="Seconds between looks for idle items; null never looks"
+        None,
+        gt=0,
+        description="Seconds between looks for idle items by the clock, besides those of "
+        "`refresh.expire_every_s` by the stream's time; null, as for `sweep_every_s`, looks while events "
+        "flow alone, which is enough, as an idle stream makes nothing older",
     )
     health_every_s: float | None = Field(
         10.0,
@@ -48,7 +52,19 @@ class CadenceConfig(BaseModel):
         100_000, ge=1, description="Trained events between checkpoints: bounds what a crash repeats"
     )
     checkpoint_every_s: float = Field(60.0, gt=0, description="Seconds between checkpoints")
-    keep_checkpoints: int = Field(3, ge=1, description="Newest checkpoints kept on disk")
+    checkpoint_every_stream_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds of event time between checkpoints, at multiples since 1970: 300 takes one at "
+        "the batch that reaches 14:00, 14:05, ... of the stream, live and in a replay alike; null looks at "
+        "events and clock alone",
+    )
+    checkpoint_patience_s: float = Field(
+        3_600.0,
+        ge=0,
+        description="Seconds for which training goes on while checkpoints cannot be written (disk full or "
+        "read-only), before it stops; the last checkpoint stands, and what came after it is read again",
+    )
     prune_every_s: float | None = Field(
         300.0,
         gt=0,
@@ -57,6 +73,12 @@ class CadenceConfig(BaseModel):
     )
     publish_every_events: int | None = Field(
         None, ge=1, description="Trained events between versions; null publishes by the clock alone"
+    )
+    publish_every_stream_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds of event time between versions, as `checkpoint_every_stream_s`: versions as of "
+        "the same times can be compared, live or replayed",
     )
     publish_every_s: float | None = Field(
         600.0, gt=0, description="Seconds between versions; null publishes by events and `publish_cron` alone"
@@ -72,13 +94,6 @@ class CadenceConfig(BaseModel):
         120.0, gt=0, description="Longest wait for MLflow at the end of a life; what is left stays on disk"
     )
     status_every_s: float = Field(1.0, gt=0, description="Seconds between writes of the status file")
-    max_rejected_share: float = Field(
-        0.5,
-        gt=0,
-        le=1,
-        description="Stop loudly when more than this share of the last 10,000 or more events was rejected: "
-        "a broken producer must not fill the dead-letter topic unnoticed",
-    )
 
     @field_validator("publish_cron")
     @classmethod

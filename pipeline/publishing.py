@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from consumers.errors import RegistryError
-from deploy.publication import Picture
+from deploy.publication import CHECKPOINT_TAG, Picture
 from deploy.publisher import Publisher
 from deploy.registry import Registry
 from index_refresh.flows import Membership
@@ -59,10 +59,16 @@ class Versions:
         self._membership: Membership | None = None
         self._flows: Picture | None = None
         self._latest: Mapping[str, Picture] = {}
+        self._aliased: set[str] = set()
 
-    def start(self) -> None:
+    def start(self, *, resumed: bool = False) -> None:
+        """``resumed``: there may be checkpoints behind an alias, so ask which before the first is pruned."""
         self._publisher = Publisher(
-            self._registry, run_config=self._settings.masked(), run_tags={"trigger": self._trigger}
+            self._registry,
+            run_config=self._settings.masked(),
+            run_tags={"trigger": self._trigger},
+            after_each=self._ask_for_aliases,
+            ask_first=resumed,
         )
 
     def note(self, metrics: Mapping[str, float]) -> None:
@@ -108,9 +114,20 @@ class Versions:
         drawn = {} if moved is None or isinstance(moved, bytes) else {FLOWS: moved()}
         self._publisher.publish(checkpoint, {**pictures, **drawn}, tags={"trigger": self._trigger})
 
-    def unpublished(self) -> set[str]:
-        """Names of the checkpoints that wait for MLflow; they must not be pruned."""
-        return set() if self._publisher is None else set(self._publisher.pending_checkpoints)
+    def protected(self) -> set[str]:
+        """Names of the checkpoints that must not be pruned: those that wait for MLflow, and those behind an
+        alias as last heard. Any thread may ask; nobody waits for MLflow."""
+        waiting = set() if self._publisher is None else set(self._publisher.pending_checkpoints)
+        return waiting | self._aliased
+
+    def _ask_for_aliases(self) -> None:
+        """In the publisher's thread. While MLflow is away the last answer holds."""
+        try:
+            versions = self._registry.versions()
+        except RegistryError as error:
+            log.warning("which versions have an alias is unknown for now: %s", error)
+            return
+        self._aliased = {v.tags[CHECKPOINT_TAG] for v in versions if v.aliases and CHECKPOINT_TAG in v.tags}
 
     @property
     def published(self) -> list[int]:

@@ -1,6 +1,6 @@
 """Checkpoints: the whole state of one instant as a directory that is either whole or not there.
 
-Layout, format version 1::
+Layout, format version 2::
 
     <root>/<name>/manifest.json          what the state is, and size and sha256 of every other file
                   <part>.safetensors     tensors of one part of the state
@@ -19,103 +19,29 @@ import fcntl
 import hashlib
 import logging
 import os
-import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import orjson
 import pyarrow as pa
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from consumers.batch import Position, Positions
 from consumers.errors import CheckpointError
+from trainers.manifest import NAME, FileEntry, Manifest, intact_body
+from trainers.migrations import migrated_parts
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TENSOR_SUFFIX = ".safetensors"
 TABLE_SUFFIX = ".arrow"
 
-_UNFINISHED = ".unfinished-"
+UNFINISHED = ".unfinished-"
 _LOCK = ".lock"
-_CHECKSUM = "sha256"
-# No path separators and no leading dot: a name must stay inside its directory and out of the unfinished ones.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
-_JSON = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY
-
-
-class FileEntry(NamedTuple):
-    """Size in bytes and sha256 (hex) of one file."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a checkpoint is. ``sequence`` and ``files`` are filled in by ``write_checkpoint``."""
-
-    positions: Positions
-    """Where the stream goes on: ``"topic:partition"`` to the next position."""
-    step: int = 0
-    watermark_ms: int = 0
-    """Highest event time trained, epoch ms."""
-    events_trained: int = 0
-    events_rejected: Mapping[str, int] = field(default_factory=dict)
-    """Rows left out, by reason."""
-    index_epoch: int = 0
-    model_version: str = ""
-    parent: str | None = None
-    """Name of the checkpoint that training went on from."""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """Flat. Saved as null when not finite, and then read back as NaN."""
-    created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
-    sequence: int = 0
-    """Rises by one a checkpoint in its root: the order of writing, whatever the clock did."""
-    files: Mapping[str, FileEntry] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
-
-    def to_json(self) -> bytes:
-        """Sorted, indented JSON that carries a sha256 of itself.
-
-        Raises:
-            CheckpointError: ``config`` (or another field) is not plain data.
-        """
-        body = {item.name: getattr(self, item.name) for item in fields(self)}
-        body["positions"] = {key: at._asdict() for key, at in self.positions.items()}
-        body["files"] = {name: entry._asdict() for name, entry in self.files.items()}
-        try:
-            body[_CHECKSUM] = _body_checksum(body)
-            return orjson.dumps(body, option=_JSON | orjson.OPT_INDENT_2)
-        except orjson.JSONEncodeError as error:
-            raise CheckpointError(f"the manifest cannot be written as JSON: {error}") from error
-
-    @classmethod
-    def from_json(cls, text: bytes | str, source: str = MANIFEST) -> Manifest:
-        """The manifest that ``to_json`` wrote; ``source`` names it in errors.
-
-        Raises:
-            CheckpointError: the text was truncated or altered, or is of another format.
-        """
-        return cls._from_body(_intact_body(text, source), source)
-
-    @classmethod
-    def _from_body(cls, body: dict[str, Any], source: str) -> Manifest:
-        _check_format(body, source)
-        _check_fields(body, {item.name for item in fields(cls)}, source)
-        body["positions"] = {key: Position(**at) for key, at in body["positions"].items()}
-        body["files"] = {name: FileEntry(**entry) for name, entry in body["files"].items()}
-        body["metrics"] = {k: float("nan") if v is None else v for k, v in body["metrics"].items()}
-        return cls(**body)
 
 
 @dataclass(frozen=True)
@@ -150,8 +76,8 @@ def write_checkpoint(
     """
     _check_names([name, *parts, *tables])
     try:
-        with _locked(root):
-            _remove_unfinished(root)
+        with locked(root):
+            remove_unfinished(root)
             if (root / name).exists():
                 raise CheckpointError(f"{root / name} exists already; a checkpoint is never overwritten")
             return _write(root, name, parts, tables, replace(manifest, sequence=_next_sequence(root)))
@@ -173,7 +99,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         for file_name, entry in manifest.files.items():
             _check_file(path / file_name, entry)
         _warn_of_extra_files(path, manifest)
-        return Checkpoint(path, manifest, _load_parts(path, manifest), _load_tables(path, manifest))
+        parts = migrated_parts(_load_parts(path, manifest), manifest.format_version, str(path))
+        return Checkpoint(path, manifest, parts, _load_tables(path, manifest))
     except (OSError, SafetensorError, pa.ArrowException) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
@@ -187,34 +114,13 @@ def list_checkpoints(root: Path) -> list[Path]:
         CheckpointError: an intact manifest is of another format. Passing over it would resume from older
             state than there is.
     """
-    return [path for _, path in _whole_checkpoints(Path(root))]
+    return [path for _, path in whole_checkpoints(root)]
 
 
 def latest_checkpoint(root: Path) -> Path | None:
     """The whole checkpoint written last; None when there is none. Raises as ``list_checkpoints`` does."""
     whole = list_checkpoints(root)
     return whole[-1] if whole else None
-
-
-def prune_checkpoints(root: Path, keep_last: int, protect: Collection[str] = ()) -> list[str]:
-    """Remove whole checkpoints, oldest first, but the last ``keep_last`` and those named in ``protect``.
-
-    Returns the names removed. Directories that are not whole are left for a person to look at.
-    """
-    if keep_last < 1:
-        raise ValueError(f"keep_last must be at least 1, got {keep_last}")
-    root = Path(root)
-    if not root.is_dir():
-        return []
-    try:
-        with _locked(root):
-            _remove_unfinished(root)
-            doomed = [path for path in list_checkpoints(root)[:-keep_last] if path.name not in protect]
-            for path in doomed:
-                _remove(path)
-    except OSError as error:
-        raise CheckpointError(f"old checkpoints in {root} could not be removed: {error}") from error
-    return [path.name for path in doomed]
 
 
 def _write(
@@ -224,7 +130,7 @@ def _write(
     tables: Mapping[str, pa.Table],
     manifest: Manifest,
 ) -> Path:
-    unfinished = root / (_UNFINISHED + name)
+    unfinished = root / (UNFINISHED + name)
     unfinished.mkdir()
     try:
         files = {part + TENSOR_SUFFIX: _write_part(unfinished, part, parts[part]) for part in parts}
@@ -292,7 +198,7 @@ def _entry(path: Path) -> FileEntry:
 
 
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def locked(root: Path) -> Iterator[None]:
     """Alone with ``root``: whatever is unfinished in it belongs to a dead process then.
 
     The operating system drops the lock with the process that held it.
@@ -303,26 +209,23 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _remove_unfinished(root: Path) -> None:
-    for left_behind in root.glob(_UNFINISHED + "*"):
+def remove_unfinished(root: Path) -> None:
+    """Remove what dead writers left. Only under ``locked``: a living one may be at work."""
+    for left_behind in root.glob(UNFINISHED + "*"):
         logger.warning("%s: removed; the process that wrote or pruned it died", left_behind)
         shutil.rmtree(left_behind)
 
 
-def _remove(path: Path) -> None:
-    """Take a checkpoint out of sight in one step, so that a crash midway leaves no half of it to list."""
-    doomed = path.rename(path.with_name(_UNFINISHED + path.name))
-    shutil.rmtree(doomed)
-
-
 def _next_sequence(root: Path) -> int:
-    return max((manifest.sequence for manifest, _ in _whole_checkpoints(root)), default=0) + 1
+    return max((manifest.sequence for manifest, _ in whole_checkpoints(root)), default=0) + 1
 
 
-def _whole_checkpoints(root: Path) -> list[tuple[Manifest, Path]]:
+def whole_checkpoints(root: Path) -> list[tuple[Manifest, Path]]:
+    """As ``list_checkpoints``, each with its manifest."""
+    root = Path(root)
     if not root.is_dir():
         return []
-    directories = [path for path in root.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
+    directories = [path for path in root.iterdir() if path.is_dir() and NAME.fullmatch(path.name)]
     found = [(_manifest_if_whole(path), path) for path in directories]
     whole = [(manifest, path) for manifest, path in found if manifest is not None]
     return sorted(whole, key=lambda pair: (pair[0].sequence, pair[0].created_at, pair[1].name))
@@ -331,11 +234,11 @@ def _whole_checkpoints(root: Path) -> list[tuple[Manifest, Path]]:
 def _manifest_if_whole(path: Path) -> Manifest | None:
     source = path / MANIFEST
     try:
-        body = _intact_body(source.read_bytes(), str(source))
+        body = intact_body(source.read_bytes(), str(source))
     except (OSError, CheckpointError) as error:
         _warn_of_broken(path, error)
         return None
-    manifest = Manifest._from_body(body, str(source))
+    manifest = Manifest.from_body(body, str(source))
     try:
         for file_name, entry in manifest.files.items():
             _check_size(path / file_name, entry)
@@ -359,42 +262,9 @@ def _read_manifest(path: Path) -> Manifest:
         ) from error
 
 
-def _intact_body(text: bytes | str, source: str) -> dict[str, Any]:
-    """The fields of a manifest of any format: the checksum comes first and is the same in all of them."""
-    try:
-        body = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise CheckpointError(f"{source}: is not JSON, so it was truncated or altered: {error}") from error
-    if not isinstance(body, dict) or body.pop(_CHECKSUM, None) != _body_checksum(body):
-        raise CheckpointError(f"{source}: was altered after it was written; its checksum does not match")
-    return body
-
-
-def _check_format(body: Mapping[str, Any], source: str) -> None:
-    version = body.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{source}: has format version {version}, this program reads {FORMAT_VERSION}; "
-            "use the hsnn-pipeline that wrote it, or move the checkpoint away"
-        )
-
-
-def _check_fields(body: Mapping[str, Any], expected: set[str], source: str) -> None:
-    if body.keys() != expected:
-        missing, unknown = sorted(expected - body.keys()), sorted(body.keys() - expected)
-        raise CheckpointError(f"{source}: fields missing: {missing}, fields unknown: {unknown}")
-    for file_name in body["files"]:
-        if not _NAME.fullmatch(file_name):
-            raise CheckpointError(f"{source}: {file_name!r} is no file name of a checkpoint")
-
-
-def _body_checksum(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(orjson.dumps(body, option=_JSON)).hexdigest()
-
-
 def _check_names(names: Collection[str]) -> None:
     for name in names:
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise ValueError(f"{name!r} cannot name a checkpoint or a part: letters, digits and ._=- only")
 
 

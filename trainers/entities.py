@@ -171,11 +171,6 @@ class Items(Entities):
         self.met.load(state, "met.")
         self.liked.load(state, "liked.")
 
-    def names_table(self) -> pa.Table:
-        return pa.table(
-            {c.ITEM_ID: pa.array(self.names.keys(), pa.int64()), "name": list(self.names.values())}
-        )
-
 
 class Users(Entities):
     """Users and the history of each."""
@@ -201,6 +196,12 @@ class Users(Entities):
     def load(self, state: dict[str, Tensor]) -> None:
         super().load(state)
         self.history.rows.load(state, "history.")
+
+
+def names_table(names: Mapping[int, str]) -> pa.Table:
+    """Original ids by item id, in the order of their first meeting."""
+    columns = {c.ITEM_ID: pa.array(names.keys(), pa.int64()), "name": pa.array(names.values(), pa.string())}
+    return pa.table(columns)
 
 
 def event_hours(event_time_ms: Int64s) -> Tensor:

@@ -101,8 +101,9 @@ class IdMap:
         return np.flatnonzero(self._live[: self._num_rows])
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """A copy: ``ids`` (int64) and ``live`` (bool), both by row. The rest follows from these."""
-        return {"ids": self._ids[: self._num_rows].copy(), "live": self._live[: self._num_rows].copy()}
+        """``ids`` (int64) and ``live`` (bool), both by row; the rest follows from these. They share memory
+        with the map, so copy them before it changes."""
+        return {"ids": self._ids[: self._num_rows], "live": self._live[: self._num_rows]}
 
     @classmethod
     def from_state(cls, state: Mapping[str, npt.ArrayLike]) -> IdMap:

@@ -67,8 +67,11 @@ class GrowingRows:
             self[name].index_fill_(0, rows, column.fill)
 
     def state(self, prefix: str = "") -> dict[str, Tensor]:
-        """A copy of every column under ``prefix + name``, which later training does not touch."""
-        return {prefix + name: self[name].clone() for name in self._columns}
+        """Every column under ``prefix + name``; they share memory with the rows: copy before those change.
+
+        Whoever takes a checkpoint copies the whole state once, and that copy is what training waits for.
+        """
+        return {prefix + name: self[name] for name in self._columns}
 
     def load(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
         """Become a saved state; what does not start with ``prefix`` or is no column is ignored.

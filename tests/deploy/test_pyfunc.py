@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ from deploy.registry import Registry
 from deploy.retriever import Retriever
 from tests.worlds import TinyWorld
 
+OURS = {"consumers", "trainers", "index_refresh", "deploy"}
 CHAMPION = "models:/hsnn@champion"
 
 
@@ -98,6 +100,29 @@ def test_requirements_are_the_installed_versions(published: Path, tmp_path: Path
     assert f"mlflow=={version('mlflow')}" in lines
     assert {line.partition("==")[0] for line in lines} == set(REQUIREMENTS)
     assert not [line for line in lines if "+" in line]
+
+
+def test_what_the_code_of_a_version_imports_is_required() -> None:
+    probe = "import sys, deploy.pyfunc_model; print(*(m.__file__ for n, m in sys.modules.items() if ours(n)))"
+    ours = (
+        "ours = lambda name: name.partition('.')[0] in ('consumers', 'trainers', 'index_refresh', 'deploy')"
+    )
+    command = [sys.executable, "-c", f"{ours}\n{probe}"]
+    files = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert len(files) > 20
+    imported = {name for file in files for name in imports_of(Path(file))}
+    assert imported - set(sys.stdlib_module_names) - OURS <= set(REQUIREMENTS)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Top-level names of what a file imports when it is loaded or called."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
 
 
 def test_a_version_loads_where_our_package_is_not_installed(published: Path, tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ import pytest
 from streams import TwoGroups, differing, trained_learner
 
 from consumers.errors import CheckpointError, StateError
+from consumers.journal import history
 from index_refresh.learner import Learner
-from pipeline.checkpointer import Checkpointer, Written
+from pipeline.checkpointer import Checkpointer, Folders, Written
 from trainers.checkpoint import latest_checkpoint, list_checkpoints, read_checkpoint
+from trainers.retention import RetentionConfig
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +41,26 @@ def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         time.sleep(0.005)
 
 
+def journal_of(root: Path) -> Path:
+    return root.with_name(f"{root.name}-journal")
+
+
+def checkpointer_in(
+    root: Path,
+    keep_last: int = 3,
+    protected: Callable[[], set[str]] = set,
+    patience_s: float = 0.0,
+    kind: type[Checkpointer] = Checkpointer,
+) -> Checkpointer:
+    retention = RetentionConfig(keep_last=keep_last, keep_daily=0)
+    return kind(Folders(root, journal_of(root)), {"home": "here"}, retention, protected, patience_s)
+
+
 @contextmanager
 def started(
     root: Path, keep_last: int = 10, protected: Callable[[], set[str]] = set
 ) -> Iterator[Checkpointer]:
-    checkpointer = Checkpointer(root, {"home": "here"}, keep_last, protected)
+    checkpointer = checkpointer_in(root, keep_last, protected)
     checkpointer.start()
     yield checkpointer
     checkpointer.close()
@@ -53,7 +70,7 @@ def test_what_is_written_is_the_state_when_it_was_taken(tmp_path: Path) -> None:
     stream = TwoGroups(seed=5)
     learner = trained_learner(6)
     before, positions = learner.parts(), dict(learner.positions)
-    checkpointer = Checkpointer(tmp_path, {}, 3)
+    checkpointer = checkpointer_in(tmp_path)
     name = checkpointer.take(learner, nothing)  # nobody writes yet
     for batch in stream.batches(4):
         learner.learn(batch)
@@ -121,7 +138,7 @@ def test_each_checkpoint_names_the_one_before_it_and_the_settings(trained: Learn
 
 def test_a_device_that_fails_stops_training_with_the_reason(trained: Learner, tmp_path: Path) -> None:
     root = tmp_path / "checkpoints"
-    checkpointer = Checkpointer(root, {}, 3)
+    checkpointer = checkpointer_in(root)
     checkpointer.start()
     shutil.rmtree(root)
     root.write_text("in the way")  # as unwritable as a read-only folder, for root too
@@ -133,13 +150,52 @@ def test_a_device_that_fails_stops_training_with_the_reason(trained: Learner, tm
     assert checkpointer.last is None
 
 
+def test_training_outlives_a_full_disk_and_the_next_checkpoint_has_the_whole_journal(tmp_path: Path) -> None:
+    root, learner, stream = tmp_path / "checkpoints", trained_learner(2), TwoGroups(seed=5)
+    checkpointer = checkpointer_in(root, patience_s=60.0)
+    checkpointer.start()
+    first = checkpointer.take(learner, nothing)
+    until(lambda: checkpointer.last is not None)
+    away, lost = tmp_path / "away", threading.Event()
+    root.rename(away)
+    root.write_text("in the way")
+    for batch in stream.batches(2):
+        learner.learn(batch)
+    checkpointer.take(learner, nothing, lost.set)
+    assert lost.wait(20)
+    assert "could not be written" in str(checkpointer.last_error)
+    root.unlink()
+    away.rename(root)
+    for batch in stream.batches(1):
+        learner.learn(batch)
+    third = checkpointer.take(learner, nothing)
+    checkpointer.close()
+    assert names(root) == [first, third]
+    assert checkpointer.last_error is None
+    assert read_checkpoint(root / third).manifest.parent == first
+    pieces = list(history(journal_of(root), third))
+    entries = [entry for piece in pieces for entry in piece.table["entry"].to_pylist()]
+    assert sorted(set(entries)) == list(range(learner.journal.next_entry))
+
+
+def test_a_last_state_that_is_not_on_disk_is_an_error(trained: Learner, tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    checkpointer = checkpointer_in(root, patience_s=60.0)
+    checkpointer.start()
+    shutil.rmtree(root)
+    root.write_text("in the way")
+    checkpointer.take(trained, nothing)
+    with pytest.raises(CheckpointError, match="the last state is not on disk"):
+        checkpointer.close()
+
+
 def test_a_failure_of_what_follows_surfaces_and_the_checkpoint_stands(
     trained: Learner, tmp_path: Path
 ) -> None:
     def fail(written: Written) -> None:
         raise StateError("the registry folder is gone")
 
-    checkpointer = Checkpointer(tmp_path, {}, 3)
+    checkpointer = checkpointer_in(tmp_path)
     checkpointer.start()
     name = checkpointer.take(trained, fail)
     with pytest.raises(StateError, match="the registry folder is gone"):
@@ -155,7 +211,7 @@ def test_checkpoints_behind_a_failed_one_hold_nobody_up(trained: Learner, tmp_pa
         assert let_go.wait(20)
         raise StateError("first")
 
-    checkpointer = Checkpointer(tmp_path, {}, 3)
+    checkpointer = checkpointer_in(tmp_path)
     checkpointer.start()
     first = checkpointer.take(trained, fail)
     assert at_disk.wait(20)
@@ -184,10 +240,10 @@ def test_closing_ends_when_a_checkpoint_was_taken_just_as_the_writer_failed(
     def fail(written: Written) -> None:
         raise StateError("too late")
 
-    checkpointer = FailsAsOneIsTaken(tmp_path, {}, 3)
+    checkpointer = checkpointer_in(tmp_path, kind=FailsAsOneIsTaken)
     checkpointer.start()
     checkpointer.take(trained, fail)
-    assert checkpointer.gave_up.wait(20)
+    assert FailsAsOneIsTaken.gave_up.wait(20)
     found: list[BaseException] = []
 
     def close() -> None:
@@ -203,7 +259,7 @@ def test_closing_ends_when_a_checkpoint_was_taken_just_as_the_writer_failed(
 
 
 def test_closing_twice_or_before_the_start_is_harmless(trained: Learner, tmp_path: Path) -> None:
-    Checkpointer(tmp_path, {}, 3).close()
+    checkpointer_in(tmp_path).close()
     with started(tmp_path) as checkpointer:
         name = checkpointer.take(trained, nothing)
         checkpointer.close()

@@ -21,7 +21,7 @@ from lives import START_MS, settings_file, write_log
 from typer.testing import CliRunner
 
 from consumers.errors import ConfigError
-from pipeline import __version__, cli
+from pipeline import __version__, cli, cli_options
 from pipeline.asking import id_of
 from pipeline.config import MASK, PREFIX, WELL_KNOWN, load_settings
 from pipeline.status import write_status
@@ -276,20 +276,20 @@ def test_config_infer_prints_a_configuration(call: Call, tmp_path: Path) -> None
     ],
 )
 def test_times_are_iso_8601_or_epoch_milliseconds(text: str | None, time_ms: int | None) -> None:
-    assert cli._time_ms(text, "--since") == time_ms
+    assert cli_options.time_ms(text, "--since") == time_ms
 
 
 @pytest.mark.parametrize("text", ["yesterday", "--5", "12.5", "", "²", "2023-13-01", "1_000"])
 def test_another_time_is_refused_with_its_flag(text: str) -> None:
     with pytest.raises(ConfigError, match="--until: "):
-        cli._time_ms(text, "--until")
+        cli_options.time_ms(text, "--until")
 
 
 def test_a_time_without_a_zone_is_utc_wherever_the_program_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     try:
-        assert cli._time_ms("1970-01-01T00:00:00", "--since") == 0
+        assert cli_options.time_ms("1970-01-01T00:00:00", "--since") == 0
     finally:
         monkeypatch.undo()
         time.tzset()

@@ -9,7 +9,7 @@ from pipeline.config import load_settings
 from pipeline.daemon_config import JOBS, CadenceConfig
 
 # What moves the state by the clock is off until somebody asks for it: a replay would end in other bits.
-OFF = {"sweep", "rebalance"}
+OFF = {"sweep", "rebalance", "expire"}
 
 
 def test_every_job_has_an_interval_but_those_that_a_replay_could_not_repeat() -> None:
@@ -20,7 +20,7 @@ def test_every_job_has_an_interval_but_those_that_a_replay_could_not_repeat() ->
     assert every_s["arrivals"] == 0.1
 
 
-@pytest.mark.parametrize("job", ["arrivals", "expire", "health", "publish", "prune"])
+@pytest.mark.parametrize("job", ["arrivals", "health", "publish", "prune"])
 def test_null_switches_a_job_off_and_leaves_the_others(job: str) -> None:
     off = load_settings(flags={"cadence": {f"{job}_every_s": None}}, environment={}).cadence.every_s()
     assert {name for name, seconds in off.items() if seconds is None} == OFF | {job}

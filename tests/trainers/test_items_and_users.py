@@ -9,7 +9,19 @@ from streams import COLOUR, PRICE, TAGS, catalogue, items_batch
 
 from consumers import columns as c
 from trainers.embedding import ACCUMULATOR, WEIGHT
-from trainers.entities import BIAS, BORN, LAST_SEEN, NUMBERS, SEEN, SLOTS, VECTOR, Items, Users, event_hours
+from trainers.entities import (
+    BIAS,
+    BORN,
+    LAST_SEEN,
+    NUMBERS,
+    SEEN,
+    SLOTS,
+    VECTOR,
+    Items,
+    Users,
+    event_hours,
+    names_table,
+)
 
 FEATURES = (COLOUR, PRICE, TAGS)
 COLUMNS = (WEIGHT, ACCUMULATOR, SLOTS, NUMBERS, VECTOR, BIAS, BORN, LAST_SEEN, SEEN)
@@ -129,9 +141,9 @@ def test_names_go_with_their_items_and_survive_as_a_table() -> None:
     items.meet(ids(1, 2), 0)
     items.names.update({1: "one", 2: "two"})
     items.remove(ids(1))
-    table = items.names_table()
+    table = names_table(items.names)
     assert table.to_pydict() == {"item_id": [2], "name": ["two"]}
-    assert new_items().names_table().schema.field("item_id").type == pa.int64()
+    assert names_table({}).schema.field("item_id").type == pa.int64()
 
 
 def test_a_row_of_a_new_user_has_no_history_of_the_user_before() -> None:

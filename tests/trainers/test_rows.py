@@ -73,10 +73,11 @@ def test_a_row_beyond_the_rows_in_use_is_not_reset_silently() -> None:
         rows.reset(torch.tensor([6]))
 
 
-def test_a_state_loads_back_under_its_prefix_and_is_a_copy() -> None:
+def test_a_copied_state_loads_back_under_its_prefix_and_owns_nothing_of_it() -> None:
     rows = numbered(5)
     rows["price"][2] = 7.0
-    state = {**rows.state("items."), "users.seen_at": torch.zeros(9)}
+    copied = {name: column.clone() for name, column in rows.state("items.").items()}
+    state = {**copied, "users.seen_at": torch.zeros(9)}
     rows["seen_at"][:] = 0
     restored = GrowingRows(COLUMNS)
     restored.load(state, "items.")
