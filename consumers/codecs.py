@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +21,22 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 
 from consumers import columns as c
+from consumers.arrow_bounds import MOST_BYTES, Claim, claim_of, string_excess
 from consumers.batch import Position, Reject
 from consumers.dead_letter import DeadLetter, Headers
+from consumers.errors import DataError
 from consumers.hashing import hash_text
 from consumers.schema import (
     EMPTY_MESSAGE,
     NOT_AN_OBJECT,
     NOT_ARROW,
     NOT_JSON,
+    TOO_LARGE,
+    UNREADABLE,
     BadRow,
     EntitySchema,
     EventSchema,
+    Problem,
     TableSchema,
 )
 
@@ -38,16 +44,24 @@ CONTENT_TYPE = "content-type"
 JSON_TYPE = b"application/json"
 ARROW_TYPE = b"application/vnd.apache.arrow.stream"
 _ARROW_MARKER = b"\xff\xff\xff\xff"
+_ARROW_END = _ARROW_MARKER + bytes(4)
+"""Not every writer ends with it; one whose first rows are missing must."""
 
 _READ_IN_PLACE = pa.ipc.IpcReadOptions(use_threads=False)
 _LOOKED_AT = 16
 """Messages looked at to guess the type of each field; a wrong guess costs time, never an event."""
 
+_JOINED_BYTES = 128 << 20
+"""Read at once. Arrow takes 2 GB at most, which a compressed fetch can pass; and memory is bounded by it."""
+_SAMPLED_BYTES = 64 << 10
+"""Larger messages are not looked at for columns that nobody reads: a look may cost no more than that."""
+_MAX_DEPTH = 1_000
+"""Brackets that a JSON value may open before it gets a closer look. The parser that judges alone stops at
+1,024 levels; the one that reads whole runs goes on, and a message would pass or not by its neighbours."""
+
 _INT64 = range(-(1 << 63), 1 << 63)
 _UINT64 = range(1 << 64)
-_NO_TYPE = pa.struct([])
-"""Stands for JSON values that no column accepts, so that the schema's own type check rejects them."""
-_DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)")
+_DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 
 Int64s = npt.NDArray[np.int64]
 
@@ -67,6 +81,11 @@ class Record(Protocol):
     def value(self) -> bytes | None: ...
     @property
     def headers(self) -> Headers: ...
+    @property
+    def timestamp(self) -> int: ...
+
+
+_Parsed = tuple[Record, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +109,9 @@ class Decoded:
     removed: Int64s = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """Ids of tombstones (entities only) and, in ``removed_at``, their offsets."""
     removed_at: Int64s = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Columns that no setting names, and in how many of the messages looked at they were: all Arrow messages,
+    and of JSON a sample."""
 
 
 @dataclass(slots=True)
@@ -101,6 +123,7 @@ class _Results:
     rejected: list[Reject] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
+    ignored: Counter[str] = field(default_factory=Counter)
 
     def refuse(self, record: Record, reason: str, detail: str, row: int = 0, rows: int = 1) -> None:
         """Leave out a whole message (or what follows ``row`` in it), keeping its original bytes."""
@@ -123,6 +146,7 @@ class _Results:
             rejected=tuple(sorted(self.rejected)),
             letters=tuple(sorted(self.letters, key=lambda letter: (letter.offset, letter.rows))),
             names=self.names,
+            ignored=self.ignored,
         )
 
 
@@ -171,11 +195,31 @@ def encode_arrow(
 
 def is_arrow(record: Record) -> bool:
     """True if the header, or without one the first bytes, say Arrow."""
-    for name, content_type in record.headers:
+    return looks_like_arrow(record.headers, record.value)
+
+
+def looks_like_arrow(headers: Headers, value: bytes | None) -> bool:
+    """``is_arrow`` of a message's parts."""
+    for name, content_type in headers:
         if name.lower() == CONTENT_TYPE and content_type in (JSON_TYPE, ARROW_TYPE):
             return content_type == ARROW_TYPE
-    value = record.value
     return value is not None and value[:4] == _ARROW_MARKER
+
+
+def rows_of_arrow(value: bytes, numbers: Sequence[int]) -> pa.Table:
+    """Some rows of one IPC stream, those beyond its end left out, without damaged columns.
+
+    Raises:
+        DataError: it is no stream, or holds more than we read.
+    """
+    excess = claim_of(value).excess
+    if excess:
+        raise DataError(excess)
+    try:
+        table = _open_stream(value)
+        return _some_rows(table, [number for number in numbers if number < table.num_rows])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"not an Arrow stream: {error}") from error
 
 
 def id_of_key(key: bytes, how: Literal["auto", "integer", "string"]) -> int:
@@ -204,11 +248,11 @@ def _decode(records: Sequence[Record], schema: TableSchema, now_ms: int, start: 
     results = _Results(schema.arrow_schema())
     for arrow, run in groupby(records, key=is_arrow):
         if arrow:
-            _read_arrow_run(list(run), schema, now_ms, start, results)
-        else:
-            # A JSON message has one row, so a start inside it means that it was handed out.
-            first = start.offset + (start.row > 0)
-            _read_json_run([record for record in run if record.offset >= first], schema, now_ms, results)
+            _read_arrow_run(run, schema, now_ms, start, results)
+            continue
+        # A JSON message has one row, so a start inside it means that it was handed out.
+        first = start.offset + (start.row > 0)
+        _read_json_run([record for record in run if record.offset >= first], schema, now_ms, results)
     return results.decoded()
 
 
@@ -228,20 +272,58 @@ def _in_order(pieces: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch
 
 
 def _read_json_run(records: list[Record], schema: TableSchema, now_ms: int, results: _Results) -> None:
-    if _read_json_at_once(records, schema, now_ms, results):
+    values = [record.value or b"" for record in records]
+    longest = max(map(len, values), default=0)
+    if len(values) > 1 and longest * len(values) > _JOINED_BYTES:
+        half = len(values) // 2
+        _read_json_run(records[:half], schema, now_ms, results)
+        _read_json_run(records[half:], schema, now_ms, results)
         return
+    if not values:
+        return
+    _note_ignored(values, schema, results)
+    if _look_plain(values, longest):
+        table = _parse_lines(values, schema)
+        if table is not None:
+            _take_json(records, table, schema, now_ms, results)
+            return
     parsed = [(record, message) for record in records if (message := _parse_one(record, results)) is not None]
-    good = [record for record, _ in parsed]
-    if len(good) == len(records) or not _read_json_at_once(good, schema, now_ms, results):
+    if not _read_parsed_at_once([record for record, _ in parsed], schema, now_ms, results):
         _read_json_by_shape(parsed, schema, now_ms, results)
 
 
-def _read_json_at_once(records: list[Record], schema: TableSchema, now_ms: int, results: _Results) -> bool:
-    """True if all messages were read in one pass; False, and nothing done, where one needs a closer look."""
+def _note_ignored(values: list[bytes], schema: TableSchema, results: _Results) -> None:
+    """Count what nobody reads in a few messages, spread over the run: to look at all would cost a parse."""
+    known = schema.known_columns()
+    for value in values[:: max(1, len(values) // _LOOKED_AT)]:
+        try:
+            message = orjson.loads(value) if len(value) <= _SAMPLED_BYTES else None
+        except orjson.JSONDecodeError:
+            continue  # it is rejected with its reason when it is read
+        if isinstance(message, dict):
+            results.ignored.update(message.keys() - known)
+
+
+def _look_plain(values: list[bytes], longest: int) -> bool:
+    """False where a message might pass among its neighbours and not alone, or the other way round."""
+    if not all(value[:1] == b"{" and value[-1:] == b"}" for value in values):
+        return False  # so that one row for each message means: row i is message i
+    return longest <= _MAX_DEPTH or not any(map(_may_be_deep_or_large, values))
+
+
+def _may_be_deep_or_large(value: bytes) -> bool:
+    if len(value) > MOST_BYTES:
+        return True
+    return len(value) > _MAX_DEPTH and value.count(b"{") + value.count(b"[") > _MAX_DEPTH
+
+
+def _read_parsed_at_once(records: list[Record], schema: TableSchema, now_ms: int, results: _Results) -> bool:
+    """True if all messages, each known to be one JSON object, were read in one pass; False, and nothing done,
+    where their types differ."""
     if not records:
         return True
-    table = _parse_lines([record.value or b"" for record in records], schema.json_types())
-    if table is None or schema.problem(table.schema):
+    table = _parse_lines([record.value or b"" for record in records], schema, parsed=True)
+    if table is None:
         return False
     _take_json(records, table, schema, now_ms, results)
     return True
@@ -257,14 +339,12 @@ def _take_json(
         results.letters.append(_letter(record, record.value, bad.reason, bad.detail))
 
 
-def _parse_lines(values: list[bytes], likely: dict[str, pa.DataType]) -> pa.Table | None:
-    """All messages in one pass; None where any of them may need a closer look."""
-    if not all(value[:1] == b"{" and value[-1:] == b"}" for value in values):
-        return None  # so that one row for each message means: row i is message i
+def _parse_lines(values: list[bytes], schema: TableSchema, parsed: bool = False) -> pa.Table | None:
+    """All messages in one pass; None where any of them may need a closer look, or has had it and is bad."""
     joined = b"\n".join(values)
-    if b"NaN" in joined or b"Inf" in joined:
+    if not parsed and (b"NaN" in joined or b"Inf" in joined):
         return None  # Arrow takes these as numbers, JSON does not know them
-    fields = _guess_types(values[:_LOOKED_AT], likely)
+    fields = _guess_types(values[:_LOOKED_AT], schema.json_types())
     try:
         joined.decode()  # Arrow does not check UTF-8
         table = pa_json.read_json(
@@ -276,7 +356,7 @@ def _parse_lines(values: list[bytes], likely: dict[str, pa.DataType]) -> pa.Tabl
         )
     except (pa.ArrowException, UnicodeDecodeError):
         return None
-    return table if table.num_rows == len(values) else None
+    return table if table.num_rows == len(values) and not schema.problem(table.schema) else None
 
 
 def _guess_types(values: list[bytes], likely: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
@@ -304,40 +384,59 @@ def _json_type(value: object, likely: pa.DataType) -> pa.DataType | None:
     if isinstance(value, int | float) and pa.types.is_floating(likely):
         return pa.float64()
     if isinstance(value, int):
-        return pa.int64() if value in _INT64 else pa.uint64() if value in _UINT64 else _NO_TYPE
+        return pa.int64() if value in _INT64 else pa.uint64() if value in _UINT64 else UNREADABLE
     if isinstance(value, list):
         return pa.list_(_element_type(value))
-    return {str: pa.string(), float: pa.float64()}.get(type(value), _NO_TYPE)
+    return {str: pa.string(), float: pa.float64()}.get(type(value), UNREADABLE)
 
 
-def _element_type(values: list[object]) -> pa.DataType:
-    kinds = {_json_type(value, pa.null()) for value in values} - {None}
-    if not kinds:
-        return pa.string()
+def _element_type(values: list[Any]) -> pa.DataType:
+    """Type of a list's elements, without a step of Python for each: a list may have millions."""
+    kinds = set(map(type, values)) - {type(None)}
+    if kinds == {int}:
+        numbers = [value for value in values if value is not None]
+        return pa.int64() if max(numbers) in _INT64 and min(numbers) in _INT64 else pa.string()
     if len(kinds) == 1:
-        return kinds.pop()
-    plain = {pa.string(), pa.int64(), pa.uint64(), pa.bool_()}
-    return pa.string() if kinds <= plain else _NO_TYPE
+        return {str: pa.string(), bool: pa.bool_(), float: pa.float64()}.get(kinds.pop(), UNREADABLE)
+    return pa.string() if kinds <= {str, int, bool} else UNREADABLE
 
 
-def _read_json_by_shape(
-    parsed: list[tuple[Record, dict[str, Any]]], schema: TableSchema, now_ms: int, results: _Results
-) -> None:
-    """The slow path, for producers that differ in the types they write: a table for each set of types."""
+def _read_json_by_shape(parsed: list[_Parsed], schema: TableSchema, now_ms: int, results: _Results) -> None:
+    """For producers that differ in the types they write, or got one wrong: first apart by Python's types,
+    which are quick to tell, and what that leaves mixed by those of Arrow."""
+    names = tuple(schema.json_types())
+    for members in _grouped(parsed, lambda message: tuple(type(message.get(name)) for name in names)):
+        if not _read_parsed_at_once([record for record, _ in members], schema, now_ms, results):
+            _read_json_one_by_one(members, schema, now_ms, results)
+
+
+def _read_json_one_by_one(parsed: list[_Parsed], schema: TableSchema, now_ms: int, results: _Results) -> None:
+    """The slow path: a table for each set of types, from Python objects."""
     likely = schema.json_types()
-    groups: dict[tuple[pa.DataType | None, ...], list[tuple[Record, dict[str, Any]]]] = {}
-    for record, message in parsed:
-        shape = tuple(_json_type(message.get(name), kind) for name, kind in likely.items())
-        groups.setdefault(shape, []).append((record, message))
-    for shape, members in groups.items():
-        table = _columnar([message for _, message in members], dict(zip(likely, shape, strict=True)))
+
+    def shape(message: dict[str, Any]) -> tuple[pa.DataType | None, ...]:
+        return tuple(_json_type(message.get(name), kind) for name, kind in likely.items())
+
+    for members in _grouped(parsed, shape):
+        types = dict(zip(likely, shape(members[0][1]), strict=True))
+        table = _columnar([message for _, message in members], types)
         _take_json([record for record, _ in members], table, schema, now_ms, results)
+
+
+def _grouped(parsed: list[_Parsed], key: Callable[[dict[str, Any]], Hashable]) -> Iterable[list[_Parsed]]:
+    groups: dict[Hashable, list[_Parsed]] = {}
+    for record, message in parsed:
+        groups.setdefault(key(message), []).append((record, message))
+    return groups.values()
 
 
 def _parse_one(record: Record, results: _Results) -> dict[str, Any] | None:
     value = record.value
     if value is None or not value.strip():
         results.refuse(record, EMPTY_MESSAGE, "the message has no value")
+        return None
+    if len(value) > MOST_BYTES:
+        results.refuse(record, *_too_large(value))
         return None
     try:
         message = orjson.loads(value)
@@ -350,6 +449,10 @@ def _parse_one(record: Record, results: _Results) -> dict[str, Any] | None:
     return message
 
 
+def _too_large(value: bytes) -> Problem:
+    return Problem(TOO_LARGE, f"the message has {len(value)} bytes, at most {MOST_BYTES} are read")
+
+
 def _columnar(messages: list[dict[str, Any]], types: dict[str, pa.DataType | None]) -> pa.Table:
     """A table of messages whose fields have the same types."""
     columns = {name: _to_array([m.get(name) for m in messages], kind) for name, kind in types.items()}
@@ -359,10 +462,12 @@ def _columnar(messages: list[dict[str, Any]], types: dict[str, pa.DataType | Non
 def _to_array(values: list[Any], kind: pa.DataType | None) -> pa.Array:
     if kind is None:
         return pa.nulls(len(values))
-    if kind == _NO_TYPE or kind == pa.list_(_NO_TYPE):
+    if kind == UNREADABLE or kind == pa.list_(UNREADABLE):
         return pa.nulls(len(values), kind)
     if kind == pa.list_(pa.string()):
         values = [[_as_text(element) for element in value] for value in values]
+    if kind == pa.float64():
+        values = [None if value is None else float(value) for value in values]  # integers beyond 2**53 round
     return pa.array(values, type=kind)
 
 
@@ -376,12 +481,38 @@ def _as_text(value: object) -> str | None:
 
 
 def _read_arrow_run(
-    records: list[Record], schema: TableSchema, now_ms: int, start: Position, results: _Results
+    records: Iterable[Record], schema: TableSchema, now_ms: int, start: Position, results: _Results
 ) -> None:
-    wanted = schema.json_types().keys()
-    tables = [
-        (record, table) for record in records if (table := _parse_stream(record, wanted, start, results))
-    ]
+    columns = _Columns(frozenset(schema.json_types()), schema.known_columns())
+    tables: list[tuple[Record, pa.Table]] = []
+    num_bytes = 0
+    for record in records:
+        claim = claim_of(record.value or b"")
+        table = _parse_stream(record, claim, columns, start, results)
+        if table is None:
+            continue
+        tables.append((record, table))
+        num_bytes += claim.table_bytes
+        if num_bytes > _JOINED_BYTES:
+            _take_arrow_run(tables, schema, now_ms, start, results)
+            tables, num_bytes = [], 0
+    _take_arrow_run(tables, schema, now_ms, start, results)
+
+
+class _Columns(NamedTuple):
+    """Names in a schema; made once a run, since a message takes less time than they do."""
+
+    wanted: frozenset[str]
+    known: frozenset[str]
+
+
+def _take_arrow_run(
+    tables: list[tuple[Record, pa.Table]],
+    schema: TableSchema,
+    now_ms: int,
+    start: Position,
+    results: _Results,
+) -> None:
     for _, group in groupby(tables, key=lambda pair: _SchemaKey(pair[1].schema)):
         _take_arrow(list(group), schema, now_ms, start, results)
 
@@ -399,26 +530,54 @@ class _SchemaKey:
 
 
 def _parse_stream(
-    record: Record, wanted: Iterable[str], start: Position, results: _Results
+    record: Record, claim: Claim, columns: _Columns, start: Position, results: _Results
 ) -> pa.Table | None:
     """The needed columns of one message, from the start position on; None when there is nothing to read."""
     skipped = start.row if record.offset == start.offset else 0
-    try:
-        table = _needed_columns(_open_stream(record.value or b""), wanted)
-    except (pa.ArrowException, OSError) as error:
+    value = record.value or b""
+    found = _problem_of(value, claim) or _columns_of(value, columns, results)
+    if isinstance(found, Problem):
         if skipped == 0:
-            results.refuse(record, NOT_ARROW, str(error))
+            results.refuse(record, *found)
         return None
-    table = table.slice(skipped)
-    return table if table.num_rows else None
+    found = found.slice(skipped)
+    return found if found.num_rows else None
 
 
-def _needed_columns(table: pa.Table, wanted: Iterable[str]) -> pa.Table:
-    names = set(wanted)
-    table = table.select([i for i, name in enumerate(table.schema.names) if name in names])
-    # Bytes from a network: offsets or UTF-8 that do not hold would crash a kernel later.
+def _problem_of(value: bytes, claim: Claim) -> Problem | None:
+    """Why a message must not even be opened."""
+    if not value:
+        return Problem(EMPTY_MESSAGE, "the message has no value")
+    if len(value) > MOST_BYTES:
+        return _too_large(value)
+    return Problem(TOO_LARGE, claim.excess) if claim.excess else None
+
+
+def _columns_of(value: bytes, columns: _Columns, results: _Results) -> pa.Table | Problem:
+    try:
+        whole = _open_stream(value)
+        table = whole.select([i for i, name in enumerate(whole.schema.names) if name in columns.wanted])
+        too_much = _check_values(table)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last by names of columns
+        return Problem(NOT_ARROW, str(error))
+    if not whole.num_rows and not value.endswith(_ARROW_END):
+        return Problem(NOT_ARROW, "the stream ends before its first row")
+    results.ignored.update(name for name in whole.schema.names if name not in columns.known)
+    return Problem(TOO_LARGE, too_much) if too_much else table
+
+
+def _check_values(table: pa.Table) -> str | None:
+    """In words what is too much.
+
+    Raises:
+        ArrowException: offsets or UTF-8 that do not hold. A kernel would crash over them later.
+    """
+    table.validate()
+    too_much = string_excess(table, resolved=False)
+    if too_much:
+        return too_much
     table.validate(full=True)
-    return table
+    return string_excess(table, resolved=True)
 
 
 def _open_stream(value: bytes) -> pa.Table:
@@ -458,8 +617,37 @@ def _row_letters(bad: list[BadRow], block: Block, records: dict[int, Record]) ->
     for (offset, reason), members in groups.items():
         record = records[offset]
         numbers = [int(block.rows[member.row]) for member in members]
-        value = encode_arrow(_open_stream(record.value or b"").take(pa.array(numbers)))
+        value = encode_arrow(_some_rows(_open_stream(record.value or b""), numbers))
         yield _letter(record, value, reason, members[0].detail, tuple(numbers))
+
+
+def _some_rows(table: pa.Table, numbers: Sequence[int]) -> pa.Table:
+    """The rows, without columns that are damaged: nobody reads those, so nobody has checked them before."""
+    taken = {
+        position: array
+        for position, column in enumerate(table.columns)
+        if (array := _some_values(column, numbers)) is not None
+    }
+    return pa.table(list(taken.values()), schema=pa.schema([table.schema.field(at) for at in taken]))
+
+
+def _some_values(column: pa.ChunkedArray, numbers: Sequence[int]) -> pa.Array | pa.ChunkedArray | None:
+    try:
+        if _check_values(pa.table({"": column})):
+            return None
+        return column.take(pa.array(numbers, pa.int64()))
+    except pa.ArrowNotImplementedError:
+        return _by_hand(column, numbers)
+    except pa.ArrowException:
+        return None
+
+
+def _by_hand(column: pa.ChunkedArray, numbers: Sequence[int]) -> pa.Array | None:
+    """For the few types, views of strings among them, from which Arrow cannot take rows."""
+    try:
+        return pa.array([column[number].as_py() for number in numbers], type=column.type)
+    except (pa.ArrowException, ValueError, OverflowError):
+        return None
 
 
 def _letter(
@@ -475,6 +663,7 @@ def _letter(
         reason=reason,
         detail=detail,
         rows=rows,
+        timestamp_ms=record.timestamp,
     )
 
 
@@ -499,6 +688,7 @@ def _with_tombstones(decoded: Decoded, tombstones: list[Record], schema: EntityS
         names=decoded.names,
         removed=np.array(ids, dtype=np.int64),
         removed_at=np.array(offsets, dtype=np.int64),
+        ignored=decoded.ignored,
     )
 
 

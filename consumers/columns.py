@@ -16,3 +16,7 @@ ROW = "_row"
 TIMESTAMP_MS = "_timestamp_ms"
 KEY = "_key"
 HEADERS = "_headers"
+# Only in the archive: why a row cannot be read under the schema, the bytes of such a message, "has no value".
+ERROR = "_error"
+VALUE = "_value"
+TOMBSTONE = "_tombstone"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -91,12 +91,15 @@ def hash_separated(column: pa.Array, separator: str, max_values: int) -> pa.Arra
 
 def hash_words(column: pa.Array, max_tokens: int) -> pa.Array:
     """list<int64> of lower-cased words, then pairs of neighbours, ``max_tokens`` of them at most."""
-    return _hash_pieces(column, words_and_pairs, max_tokens)
+    return _hash_pieces(column, lambda text: words_and_pairs(text, max_tokens), max_tokens)
 
 
-def words_and_pairs(text: str) -> list[str]:
-    """``"Red tea-cup"`` gives ``red, tea, cup, red tea, tea cup``."""
-    words = _WORD.findall(text.lower())
+def words_and_pairs(text: str, max_words: int | None = None) -> list[str]:
+    """``"Red tea-cup"`` gives ``red, tea, cup, red tea, tea cup``.
+
+    ``max_words`` leaves out what follows: a text of megabytes would take seconds and fill the memory.
+    """
+    words = [match.group() for match in islice(_WORD.finditer(text.lower()), max_words)]
     return words + [f"{left} {right}" for left, right in pairwise(words)]
 
 

@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 _FATAL = (UnknownProducerIdError, OutOfOrderSequenceNumberError)
 """After these an idempotent producer fails every later send too; only a new one helps."""
 _ATTEMPTS = 3
-_FLUSH_TIMEOUT_S = 60.0
+_TIMEOUT_S = 60.0
+_BOOTSTRAP_MS = 30_000
 _MAX_BYTES = 8 << 20
 _MAX_MESSAGES = 10_000
 """Messages kept until the broker has them, so that they can be sent again in order."""
@@ -41,10 +42,14 @@ class Outbox:
 
     Args:
         options: of ``KafkaProducer``: the connection, and whatever shall differ from our defaults.
+        timeout_s: longest wait of ``send``, ``flush`` and ``close`` for a broker that does not answer.
     """
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self._options = {**_DEFAULTS, **options}
+    def __init__(self, options: Mapping[str, Any], timeout_s: float = _TIMEOUT_S) -> None:
+        waits_ms = int(timeout_s * 1_000)
+        bounds = {"max_block_ms": waits_ms, "bootstrap_timeout_ms": min(waits_ms, _BOOTSTRAP_MS)}
+        self._options = {**_DEFAULTS, **bounds, **options}
+        self._timeout_s = timeout_s
         self._waiting: list[_Message] = []
         self._bytes = 0
         self._producer = self._connect()
@@ -86,27 +91,30 @@ class Outbox:
             failed = self._failures()
             if not failed:
                 return
-            if not any(isinstance(message.future.exception, _FATAL) for message in failed):
+            if not any(_helped_by_another(message.future.exception) for message in failed):
                 break
             log.warning(
-                "the broker forgot our producer; %d messages are sent again by a new one", len(failed)
+                "the broker did not take %d messages (%r); they are sent again by a new producer",
+                len(failed),
+                failed[0].future.exception,
             )
             self._renew(failed)
-        raise self._refused(self._waiting[0])
+        refused = self._waiting[0]
+        raise self._refused(refused) from refused.future.exception
 
     def close(self) -> None:
         """Flush and disconnect. Safe to call twice."""
         try:
             self.flush()
         finally:
-            self._producer.close(timeout=_FLUSH_TIMEOUT_S)
+            self._producer.close(timeout=self._timeout_s)
 
     def _failures(self) -> list[_Message]:
         """Flush the producer and keep only what it did not deliver."""
         if not self._waiting:
             return []
         try:
-            self._producer.flush(timeout=_FLUSH_TIMEOUT_S)
+            self._producer.flush(timeout=self._timeout_s)
         except KafkaError as error:
             raise self._unreachable(error) from error
         self._waiting = [message for message in self._waiting if not message.future.succeeded()]
@@ -114,8 +122,9 @@ class Outbox:
         return self._waiting
 
     def _renew(self, messages: list[_Message]) -> None:
+        renewed = self._connect()  # first: where the broker is away, the old one stays for the next attempt
         self._producer.close(timeout=0)
-        self._producer = self._connect()
+        self._producer = renewed
         for message in messages:
             self._hand_over(message)
 
@@ -146,3 +155,14 @@ class Outbox:
             f"Kafka at {self._options.get('bootstrap_servers')} takes no messages: {error!r}. Is it running, "
             "and do the connection settings fit?"
         )
+
+
+def _helped_by_another(error: object) -> bool:
+    """Whether a new producer may succeed where this one failed: it was forgotten, or the broker was away for
+    longer than a message is kept."""
+    return isinstance(error, _FATAL) or is_passing(error)
+
+
+def is_passing(error: object) -> bool:
+    """True for errors of a broker that is away or not ready yet; a wait may mend these."""
+    return isinstance(error, KafkaError) and error.retriable

@@ -41,6 +41,7 @@ NOT_JSON = "not_json"
 NOT_AN_OBJECT = "not_an_object"
 NOT_ARROW = "not_arrow"
 EMPTY_MESSAGE = "empty_message"
+TOO_LARGE = "too_large"
 REASONS = (
     MISSING_USER_ID,
     MISSING_ITEM_ID,
@@ -53,6 +54,7 @@ REASONS = (
     NOT_AN_OBJECT,
     NOT_ARROW,
     EMPTY_MESSAGE,
+    TOO_LARGE,
 )
 """Every reason for which input is left out; they are values of a metric's label, so the set is closed."""
 
@@ -61,6 +63,8 @@ TIMESTAMP_MS = "timestamp_ms"
 
 _EVENT_COLUMNS = (c.USER_ID, c.ITEM_ID, c.EVENT_TIME, c.EVENT_TYPE, c.LABEL, c.WEIGHT, c.EVENT_ID)
 _INT64_LISTS = pa.list_(pa.int64())
+UNREADABLE = pa.struct([])
+"""Stands for JSON values that no column accepts, so that the schema's own type check rejects them."""
 
 
 class Problem(NamedTuple):
@@ -220,6 +224,7 @@ class EventSchema(BaseModel):
             (c.LABEL, pa.float32()),
             (c.WEIGHT, pa.float32()),
             (c.EVENT_TYPE, pa.string()),
+            (c.EVENT_ID, pa.int64()),
         ]
         return pa.schema(fixed + [(feature.name, feature.arrow_type) for feature in self.context])
 
@@ -234,11 +239,15 @@ class EventSchema(BaseModel):
     def json_types(self) -> dict[str, pa.DataType]:
         """Source columns to read from JSON, with the type to try where values say nothing."""
         likely = dict.fromkeys(_EVENT_COLUMNS[:3], pa.int64()) | {c.EVENT_TYPE: pa.string()}
-        likely |= {c.LABEL: pa.float64(), c.WEIGHT: pa.float64()}
+        likely |= {c.LABEL: pa.float64(), c.WEIGHT: pa.float64(), c.EVENT_ID: pa.string()}
         types = {self.source_of(name): kind for name, kind in likely.items()}
         if c.EVENT_TIME not in self.columns:
             types[TIMESTAMP_MS] = pa.int64()
         return types | {feature.source: feature.likely_json_type for feature in self.context}
+
+    def known_columns(self) -> frozenset[str]:
+        """Source columns that mean something to us; any other is ignored."""
+        return frozenset(self.json_types()) | {TIMESTAMP_MS}
 
     def problem(self, schema: pa.Schema) -> Problem | None:
         """Why a table of this schema cannot be read at all; None when it can."""
@@ -251,9 +260,14 @@ class EventSchema(BaseModel):
             self.source_of(c.EVENT_TYPE): (_is_category, "string or integer"),
             self.source_of(c.LABEL): (_is_number, "number"),
             self.source_of(c.WEIGHT): (_is_number, "number"),
+            self.source_of(c.EVENT_ID): (_is_id, "integer or string"),
         }
-        missing = _missing(schema, (*ids, time_column))
-        return missing or _wrong_type(schema, expected) or _wrong_feature(schema, self.context)
+        return (
+            _missing(schema, (*ids, time_column))
+            or _twice(schema, self.json_types())
+            or _wrong_type(schema, expected)
+            or _wrong_feature(schema, self.context)
+        )
 
     def normalise(self, table: pa.Table | pa.RecordBatch, now_ms: int) -> Normalised:
         """Canonical rows of a table; never raises for bad data.
@@ -276,7 +290,8 @@ class EventSchema(BaseModel):
         self._check_times(checks, times, now_ms)
         good_numbers = np.isfinite(labels) & np.isfinite(weights) & (weights >= 0)
         checks.fail(~good_numbers, BAD_NUMBER, "label and weight must be finite, weight not negative")
-        values = [users.values, items.values, times.values, labels, weights, types]
+        event_ids = hash_categories(_column(table, self.source_of(c.EVENT_ID)))
+        values = [users.values, items.values, times.values, labels, weights, types, event_ids]
         values += [feature.read(_column(table, feature.source)) for feature in self.context]
         return checks.normalised(values, self.arrow_schema(), items.names)
 
@@ -369,11 +384,16 @@ class EntitySchema(BaseModel):
         features = {feature.source: feature.likely_json_type for feature in self.features}
         return {self.id_source: pa.int64()} | features
 
+    def known_columns(self) -> frozenset[str]:
+        """Source columns that mean something to us; any other is ignored."""
+        return frozenset(self.json_types())
+
     def problem(self, schema: pa.Schema) -> Problem | None:
         """Why a table of this schema cannot be read at all; None when it can."""
         expected = {self.id_source: (_is_id, "integer or string")}
         return (
             _missing(schema, expected)
+            or _twice(schema, self.json_types())
             or _wrong_type(schema, expected)
             or _wrong_feature(schema, self.features)
         )
@@ -442,8 +462,8 @@ def _floats(column: pa.Array, missing: float = float("nan")) -> npt.NDArray[np.f
     """float32 values; nulls are ``missing``."""
     if pa.types.is_null(column.type):
         return np.full(len(column), missing, dtype=np.float32)
-    values = column.cast(pa.float32(), safe=False)
-    return pc.fill_null(values, missing).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    values = pc.fill_null(column.cast(pa.float32(), safe=False), missing).to_numpy(zero_copy_only=False)
+    return values + np.float32(0)  # type: ignore[no-any-return]  # -0.0 becomes 0.0: JSON parsers differ in it
 
 
 def _is_id(kind: pa.DataType) -> bool:
@@ -467,16 +487,29 @@ def _missing(schema: pa.Schema, names: Iterable[str]) -> Problem | None:
         if name not in schema.names:
             found = ", ".join(schema.names)
             return Problem(MISSING_COLUMN, f"no column `{name}`; the columns are {found}")
-        if schema.get_field_index(name) < 0:
-            return Problem(MISSING_COLUMN, f"column `{name}` is there twice")
+    return None
+
+
+def _twice(schema: pa.Schema, names: Iterable[str]) -> Problem | None:
+    """Which of two columns of one name is meant, only the producer knows."""
+    for name in names:
+        if name in schema.names and schema.get_field_index(name) < 0:
+            return Problem(WRONG_TYPE, f"`{name}`: expected one column, found two or more of this name")
     return None
 
 
 def _wrong_type(schema: pa.Schema, expected: _Expected) -> Problem | None:
     for name, (accepts, words) in expected.items():
         if name in schema.names and not accepts(schema.field(name).type):
-            return Problem(WRONG_TYPE, f"`{name}`: expected {words}, found {schema.field(name).type}")
+            found = _in_words(schema.field(name).type)
+            return Problem(WRONG_TYPE, f"`{name}`: expected {words}, found {found}")
     return None
+
+
+def _in_words(kind: pa.DataType) -> str:
+    if UNREADABLE in (kind, getattr(kind, "value_type", None)):
+        return "a JSON object, a list of mixed values or an integer of more than 64 bits"
+    return str(kind)
 
 
 def _wrong_feature(schema: pa.Schema, features: tuple[Feature, ...]) -> Problem | None:

@@ -41,6 +41,7 @@ class FakeRecord(NamedTuple):
     headers: list[tuple[str, bytes]] = []  # noqa: RUF012
     topic: str = "events"
     partition: int = 0
+    timestamp: int = NOW_MS
 
 
 class KeptLetters:
