@@ -46,14 +46,25 @@ def ensure_topics(
     Raises:
         BrokerError: the broker refused one.
     """
-    events = {"retention.ms": "-1", "max.message.bytes": str(MAX_MESSAGE_BYTES)}
-    compacted = {"cleanup.policy": "compact", "max.message.bytes": str(MAX_MESSAGE_BYTES)}
-    wanted = [(config.event_topic, partitions, events)]
-    wanted += [(topic, 1, compacted) for topic in (config.item_topic, config.user_topic) if topic]
+    wanted = [(config.event_topic, partitions, kept_settings())]
+    catalogue = (config.item_topic, config.user_topic)
+    wanted += [(topic, 1, compacted_settings()) for topic in catalogue if topic]
     made = [
-        name for name, count, configs in wanted if _create(admin, name, count, configs, replication_factor)
+        name
+        for name, count, settings in wanted
+        if create_topic(admin, name, count, settings, replication_factor)
     ]
     return made + ensure_dead_letter_topics(admin, config, replication_factor)
+
+
+def kept_settings() -> dict[str, str]:
+    """Settings of a topic whose records stay."""
+    return {"retention.ms": "-1", "max.message.bytes": str(MAX_MESSAGE_BYTES)}
+
+
+def compacted_settings() -> dict[str, str]:
+    """Settings of a catalogue topic, of which the newest record of each key stays."""
+    return {"cleanup.policy": "compact", "max.message.bytes": str(MAX_MESSAGE_BYTES)}
 
 
 def ensure_dead_letter_topics(
@@ -66,7 +77,7 @@ def ensure_dead_letter_topics(
     """
     letters = {"retention.ms": "-1", "max.message.bytes": str(2 * MAX_MESSAGE_BYTES)}
     wanted = [f"{topic}{SUFFIX}" for topic in config.topics()]
-    return [name for name in wanted if _create(admin, name, 1, letters, replication_factor)]
+    return [name for name in wanted if create_topic(admin, name, 1, letters, replication_factor)]
 
 
 class LogPublisher:
@@ -224,9 +235,18 @@ def _num_partitions(config: KafkaConfig) -> int:
     return len(found)
 
 
-def _create(
-    admin: KafkaAdminClient, name: str, partitions: int, configs: dict[str, str], replication_factor: int
+def create_topic(
+    admin: KafkaAdminClient,
+    name: str,
+    partitions: int,
+    configs: dict[str, str],
+    replication_factor: int = -1,
 ) -> bool:
+    """True if the topic was made; False if it is there already.
+
+    Raises:
+        BrokerError: the broker refused.
+    """
     options: dict[str, Any] = {
         "num_partitions": partitions,
         "replication_factor": replication_factor,

@@ -61,15 +61,21 @@ class Pace:
 
     def wait(self, done: int, wire: pa.Table) -> None:
         """Return when the next rows are due, ``done`` having gone out before them."""
-        due_s = self._due_s(done, wire)
+        time_ms = None
+        if self._speed is not None and wire.num_rows:
+            time_ms = int(times_of(wire.column(c.EVENT_TIME).combine_chunks()).values[0])
+        self.wait_for(done, time_ms)
+
+    def wait_for(self, done: int, time_ms: int | None) -> None:
+        """Return when what carries this time is due; ``done`` rows went out before it."""
+        due_s = self._due_s(done, time_ms)
         time.sleep(max(0.0, self._began + due_s - time.monotonic()))
 
-    def _due_s(self, done: int, wire: pa.Table) -> float:
+    def _due_s(self, done: int, time_ms: int | None) -> float:
         if self._rate is not None:
             return done / self._rate
-        if self._speed is None or wire.num_rows == 0:
+        if self._speed is None or time_ms is None:
             return 0.0
-        time_ms = int(times_of(wire.column(c.EVENT_TIME).combine_chunks()).values[0])
         if self._first_ms is None:
             self._first_ms = time_ms
         return (time_ms - self._first_ms) / 1_000 / self._speed

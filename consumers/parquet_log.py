@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from consumers.errors import DataError, SchemaError
 from consumers.schema import EventSchema, TableSchema
 
+DEFAULT_TOPICS = ("hsnn.events", "hsnn.items", "hsnn.users")
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -59,9 +60,9 @@ class ParquetLog:
 
 def find_log(
     folder: Path,
-    event_topic: str = "hsnn.events",
-    item_topic: str | None = "hsnn.items",
-    user_topic: str | None = "hsnn.users",
+    event_topic: str = DEFAULT_TOPICS[0],
+    item_topic: str | None = DEFAULT_TOPICS[1],
+    user_topic: str | None = DEFAULT_TOPICS[2],
 ) -> ParquetLog:
     """The files of a log; topics matter for the archive layout only.
 

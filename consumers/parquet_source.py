@@ -16,7 +16,7 @@ from consumers.codecs import ARROW_TYPE, CONTENT_TYPE, Decoded, encode_arrow, wi
 from consumers.dead_letter import DeadLetter, DeadLetterSink, close_dead_letters
 from consumers.entities import entity_batches
 from consumers.errors import OffsetGapError
-from consumers.parquet_log import LogFile, check_file, find_log
+from consumers.parquet_log import DEFAULT_TOPICS, LogFile, check_file, find_log
 from consumers.prefetch import Prefetch
 from consumers.schema import BadRow, EntitySchema, EventSchema, Normalised
 from consumers.source import Batch, ReadAhead
@@ -40,6 +40,7 @@ class ParquetSource:
         dead_letters: takes rows that cannot be used.
         since_ms: leave out events before this time.
         until_ms: leave out events at or after this time.
+        topics: of events, items and users, where the files lie in folders of topics.
         now_ms: our clock, for the bound on event times in the future.
     """
 
@@ -54,9 +55,10 @@ class ParquetSource:
         since_ms: int | None = None,
         until_ms: int | None = None,
         *,
+        topics: tuple[str, str | None, str | None] = DEFAULT_TOPICS,
         now_ms: Callable[[], int] = wall_ms,
     ) -> None:
-        self._log = find_log(path)
+        self._log = find_log(path, *topics)
         self._event_schema = event_schema
         self._entities = [
             (file, schema)
@@ -110,6 +112,11 @@ class ParquetSource:
     @property
     def finished(self) -> bool:
         return self._prefetch.finished
+
+    @property
+    def ignored_columns(self) -> dict[str, int]:
+        """Nothing is counted: columns of files are chosen by name."""
+        return {}
 
     @property
     def lag(self) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,14 @@ import numpy.typing as npt
 from consumers.batch import EntityBatch, EventBatch, Positions
 
 Batch = EventBatch | EntityBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What the clock of a live run asked of the index between two batches; only a journal hands it out."""
+
+    name: str
+    """One of ``consumers.journal.ACTIONS``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +70,34 @@ class Source(Protocol):
         """True when a bounded source has handed out everything."""
 
     @property
+    def ignored_columns(self) -> Mapping[str, int]:
+        """Columns that no setting names, and in how many of the messages looked at they were."""
+
+    @property
     def lag(self) -> int | None:
         """Messages between the newest batch handed out and the end of the log; None when unknown."""
 
     def close(self) -> None:
         """Stop reading. Safe to call twice."""
+
+
+class PartitionFigures(NamedTuple):
+    """How far the reading of one partition is."""
+
+    lag: int
+    """Messages between the newest batch handed out and the partition's end, as last heard."""
+    num_read: int
+    """Messages read in this life, bad ones included."""
+
+
+@runtime_checkable
+class Distant(Protocol):
+    """A source that reads from a server, which may be away while the source waits for it."""
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps the stream from being read for now, in words; None while all is well."""
+
+    @property
+    def partitions(self) -> Mapping[str, PartitionFigures]:
+        """By ``"topic:partition"``."""

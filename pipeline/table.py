@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -27,8 +28,16 @@ class Produced(Protocol):
 class LiveTable:
     """A table that redraws itself every second on stderr until it is closed."""
 
-    def __init__(self, status_file: Path, producer: Produced | None, ui: str | None, quiet: bool) -> None:
+    def __init__(
+        self,
+        status_file: Path,
+        producer: Produced | None,
+        ui: str | None,
+        quiet: bool,
+        more: Callable[[dict[str, Any]], list[tuple[str, str]]] | None = None,
+    ) -> None:
         self._status_file, self._producer, self._ui = status_file, producer, ui
+        self._more = more
         self._console = Console(stderr=True)
         self._quiet = quiet
         self._closing = threading.Event()
@@ -72,7 +81,7 @@ class LiveTable:
             status = read_status(self._status_file)
         except StateError:
             return [("state", "starting")]
-        return status_rows(status, self._producer)
+        return status_rows(status, self._producer) + (self._more(status) if self._more else [])
 
 
 def status_rows(status: dict[str, Any], producer: Produced | None = None) -> list[tuple[str, str]]:

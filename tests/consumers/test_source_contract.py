@@ -8,9 +8,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from kafka import KafkaProducer
 
+from consumers.archive_source import ArchiveSource
 from consumers.batch import Positions
 from consumers.kafka_config import KafkaConfig
 from consumers.kafka_sink import LogPublisher
@@ -18,6 +21,7 @@ from consumers.kafka_source import KafkaSource
 from consumers.parquet_source import ParquetSource
 from consumers.source import Source
 from consumers.testing import ScriptedSource
+from tests.consumers.archives import archive_rows, write_archive
 from tests.consumers.samples import (
     EVENTS,
     ITEMS,
@@ -147,6 +151,37 @@ class TestParquetSource(SourceContract):
             return ParquetSource(log, EVENTS, ITEMS, None, BATCH_SIZE, KeptLetters(), now_ms=lambda: NOW_MS)
 
         return make
+
+
+class ArchiveContract(SourceContract):
+    tells_ahead = False
+    num_partitions: int
+
+    @pytest.fixture
+    def make_source(self, tmp_path: Path) -> MakeSource:
+        events, items = event_table(NUM_ROWS, BAD_ROWS), item_table()
+        for number in range(self.num_partitions):
+            share = events.take(pa.array(np.arange(number, NUM_ROWS, self.num_partitions)))
+            write_archive(tmp_path, archive_rows(share, partition=number, first=7), flushes=(60, 61, 200))
+        at = [NOW_MS] * items.num_rows
+        write_archive(tmp_path, archive_rows(items, topic="items", timestamp_ms=at), flushes=(11,))
+        topics = KafkaConfig(event_topic="events", item_topic="items", user_topic=None)
+
+        def make() -> Source:
+            letters = KeptLetters()
+            return ArchiveSource(
+                tmp_path, topics, EVENTS, ITEMS, None, BATCH_SIZE, letters, now_ms=lambda: NOW_MS
+            )
+
+        return make
+
+
+class TestArchiveSourceOfOnePartition(ArchiveContract):
+    num_partitions = 1
+
+
+class TestArchiveSourceOfThreePartitions(ArchiveContract):
+    num_partitions = 3
 
 
 class KafkaContract(SourceContract):
