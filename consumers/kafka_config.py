@@ -77,6 +77,11 @@ class KafkaConfig(BaseModel):
     item_topic: str | None = Field(default="hsnn.items", description="Item changes; null where there is none")
     user_topic: str | None = Field(default="hsnn.users", description="User changes; null where there is none")
     queue_bytes: int = Field(default=64 << 20, gt=0, description="Decoded batches held ready for the trainer")
+    fencing: bool = Field(
+        default=True,
+        description="Claim the state in a group `<group_id>.writer.<lineage>`, so that a second daemon on a "
+        "copy of it stops at once; false where the client may not join such a group",
+    )
     max_wait_s: float | None = Field(
         default=None,
         gt=0,

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
@@ -19,14 +20,18 @@ from kafka.structs import OffsetAndMetadata
 
 from consumers import columns as c
 from consumers.batch import EntityKind, EventBatch, EventChunk, Position, Positions, Rebatcher
+from consumers.breaker import BreakerConfig, RunLimit
 from consumers.codecs import Record, decode_entities, decode_events
 from consumers.dead_letter import DeadLetterSink, close_dead_letters
+from consumers.drift import IgnoredColumns
 from consumers.entities import entity_batches
 from consumers.errors import BrokerError, OffsetGapError
 from consumers.kafka_config import KafkaConfig
+from consumers.kafka_log import partitions_of, unreachable
+from consumers.outbox import is_passing
 from consumers.prefetch import Prefetch
 from consumers.schema import EntitySchema, EventSchema
-from consumers.source import Batch, ReadAhead
+from consumers.source import Batch, PartitionFigures, ReadAhead
 from consumers.times import wall_ms
 
 __all__ = ["KafkaConfig", "KafkaSource"]
@@ -46,6 +51,10 @@ _STALL_S = 30.0
 # Chunks whose items wait to be asked for; older ones were trained meanwhile. Bounds memory if nobody asks.
 _MAX_READ_AHEAD = 4096
 _REQUEST_MS = 10_000
+_CHECK_MS = 5_000
+"""Longest wait for end offsets while reading: a broker that is away must not hold up a stop."""
+_SILENT_S = 10.0
+"""Nothing heard of the broker for so long: said in the status, because kafka-python says nothing."""
 _LAST_COMMIT_MS = 2_000
 
 
@@ -62,6 +71,8 @@ class _Partition:
     stop: int | None = None
     """Read no record from this offset on (a bounded run); None for an endless one."""
     progress_at: float = 0.0
+    num_read: int = 0
+    """Messages, in this life."""
 
     @property
     def key(self) -> str:
@@ -85,6 +96,7 @@ class KafkaSource:
             closed with the source.
         stop_at_end: finish at the end offsets seen at ``open``.
         stop_when: finish at the end offsets seen when this first returns True.
+        breaker: when a partition has too much bad input in a row; as it comes if left out.
         now_ms: our clock, for the bound on event times in the future.
     """
 
@@ -99,6 +111,7 @@ class KafkaSource:
         *,
         stop_at_end: bool = False,
         stop_when: Callable[[], bool] | None = None,
+        breaker: BreakerConfig | None = None,
         now_ms: Callable[[], int] = wall_ms,
     ) -> None:
         self.config = config
@@ -114,6 +127,8 @@ class KafkaSource:
         self._stop_when = stop_when
         self._now_ms = now_ms
         self._prefetch = Prefetch(config.queue_bytes, name="consumer")
+        self._run_limit = RunLimit(breaker or BreakerConfig())
+        self._ignored_columns = IgnoredColumns()
         self._reader: _Reader | None = None
         self._handed_out: Positions = {}
         self._read_ahead: deque[ReadAhead] = deque(maxlen=_MAX_READ_AHEAD)
@@ -125,8 +140,9 @@ class KafkaSource:
             consumer.assign([part.tp for part in partitions])
             for part in partitions:
                 consumer.seek(part.tp, part.start.offset)
+            _assert_positions(consumer, partitions)
         except KafkaError as error:
-            raise _unreachable(self.config, error) from error
+            raise unreachable(self.config, error) from error
         self._handed_out = {part.key: part.start for part in partitions}
         self._reader = _Reader(self, consumer, partitions)
         self._prefetch.start(self._reader.run)
@@ -146,6 +162,27 @@ class KafkaSource:
             self._reader.wanted_commit = dict(positions)
 
     @property
+    def ignored_columns(self) -> dict[str, int]:
+        """Messages looked at that carried a column which no setting names, by its name."""
+        return self._ignored_columns.counts()
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps the topics from being read for now; None while all is well."""
+        return None if self._reader is None else self._reader.problem
+
+    @property
+    def partitions(self) -> dict[str, PartitionFigures]:
+        """By ``"topic:partition"``."""
+        if self._reader is None:
+            return {}
+        ends, events = self._reader.ends(), self._reader.num_read()
+        return {
+            key: PartitionFigures(max(0, end - self._handed_out[key].offset), events[key])
+            for key, end in ends.items()
+        }
+
+    @property
     def finished(self) -> bool:
         return self._prefetch.finished
 
@@ -163,7 +200,7 @@ class KafkaSource:
     def _partitions(self, consumer: KafkaConsumer, positions: Positions) -> list[_Partition]:
         """Catalogue partitions first, at the positions saved or at the beginning."""
         topics = [*self._entity_schemas, self.config.event_topic]
-        tps = [TopicPartition(topic, number) for topic in topics for number in _numbers(consumer, topic)]
+        tps = [tp for topic in topics for tp in partitions_of(consumer, topic)]
         begins = consumer.beginning_offsets(tps, timeout_ms=_REQUEST_MS)
         ends = consumer.end_offsets(tps, timeout_ms=_REQUEST_MS)
         _check_known(positions, tps, topics)
@@ -192,13 +229,15 @@ class _Reader:
         self._catalogue_ends = {part.tp: part.end for part in partitions if part.entity is not None}
         self._rebatcher = Rebatcher(source._batch_size)
         self._is_full = False
-        self._checked_at = time.monotonic()
+        self._checked_at = self._heard_at = time.monotonic()
+        self._trouble: str | None = None
         self.wanted_commit: Positions | None = None
 
     def run(self) -> None:
         """Read until told to stop, or to the end of a bounded run.
 
         Raises:
+            TooManyRejects: a partition has nothing but bad input.
             OffsetGapError: the broker dropped what was to be read next.
             BrokerError: it refused us, or a dead letter could not be written.
         """
@@ -210,7 +249,7 @@ class _Reader:
                 "Parquet archive, or start from new state if the loss is acceptable"
             ) from error
         except KafkaError as error:
-            raise _unreachable(self._source.config, error) from error
+            raise unreachable(self._source.config, error) from error
         finally:
             self._consumer.close(timeout_ms=_LAST_COMMIT_MS)
 
@@ -220,6 +259,19 @@ class _Reader:
         if not self._queue.stopping.is_set():
             self._put(self._rebatcher.flush())
         self._commit_last()
+
+    @property
+    def problem(self) -> str | None:
+        """Any thread may ask."""
+        silent_s = time.monotonic() - self._heard_at
+        if silent_s < _SILENT_S and self._trouble is None:
+            return None
+        servers = self._source.config.bootstrap_servers
+        return self._trouble or f"Kafka at {servers} has not answered for {silent_s:.0f} s"
+
+    def num_read(self) -> dict[str, int]:
+        """Messages read in this life, by partition."""
+        return {part.key: part.num_read for part in self._partitions}
 
     def ends(self) -> dict[str, int]:
         """End offset of each partition, as last heard."""
@@ -241,11 +293,12 @@ class _Reader:
     # reading
 
     def _read(self, part: _Partition, records: list[Any]) -> None:
-        part.progress_at = time.monotonic()
+        part.progress_at = self._heard_at = time.monotonic()
         if part.stop is not None:
             records = [record for record in records if record.offset < part.stop]
         if not records:
             return
+        part.num_read += len(records)
         after = Position(records[-1].offset + 1)
         if part.entity is None:
             self._read_events(part, records, after)
@@ -258,6 +311,7 @@ class _Reader:
         now_ms = source._now_ms()
         decoded = decode_events(records, source._event_schema, now_ms, part.start)
         self._bury(decoded.letters)
+        source._ignored_columns.note(part.key, decoded.ignored)
         chunk = EventChunk(
             table=decoded.rows,
             source=part.key,
@@ -271,12 +325,14 @@ class _Reader:
         source._read_ahead.append(ReadAhead(item_ids, chunk.read_at, chunk.names))
         for batch in self._rebatcher.add(chunk):
             self._put(batch)
+        source._run_limit.note(chunk)
 
     def _read_entities(
         self, part: _Partition, schema: EntitySchema, records: Sequence[Record], after: Position
     ) -> None:
         decoded = decode_entities(records, schema, part.start)
         self._bury(decoded.letters)
+        self._source._ignored_columns.note(part.key, decoded.ignored)
         for batch in entity_batches(decoded, schema.kind, part.key, after, time.monotonic()):
             if batch.kind is EntityKind.ITEM and len(batch.removed):
                 nothing = batch.removed[:0]
@@ -285,9 +341,27 @@ class _Reader:
 
     def _bury(self, letters: Sequence[Any]) -> None:
         for letter in letters:
-            self._source._dead_letters.put(letter)
+            self._patiently(partial(self._source._dead_letters.put, letter))
         if letters:
-            self._source._dead_letters.flush()
+            self._patiently(self._source._dead_letters.flush)
+        self._trouble = None
+
+    def _patiently(self, write: Callable[[], None]) -> None:
+        """Write for as long as the broker is away, as reading would wait for it too.
+
+        Raises:
+            BrokerError: it refused the letter, or takes none although it is there.
+        """
+        was_here = False
+        while True:
+            try:
+                return write()
+            except BrokerError as error:
+                is_here = self._hear()
+                if not is_passing(error.__cause__) or self._queue.stopping.is_set() or (was_here and is_here):
+                    raise
+                was_here, self._trouble = is_here, str(error)
+                log.warning("%s. Reading waits until dead letters can be written", error)
 
     def _put(self, batch: EventBatch | None) -> None:
         if batch is not None:
@@ -341,26 +415,35 @@ class _Reader:
         now = time.monotonic()
         if now - self._checked_at < _CHECK_S:
             return
-        self._checked_at = now
+        if self._hear():
+            for part in self._partitions:
+                self._check_partition(part, now)
+            self._check_growth()
+        self._checked_at = time.monotonic()
+
+    def _hear(self) -> bool:
+        """Ask for the end offsets; False if the broker does not tell."""
         try:
-            ends = self._consumer.end_offsets([part.tp for part in self._partitions], timeout_ms=_REQUEST_MS)
+            ends = self._consumer.end_offsets([part.tp for part in self._partitions], timeout_ms=_CHECK_MS)
         except KafkaError as error:
+            if not is_passing(error):
+                raise
             log.warning(
                 "end offsets are unknown for now (%r); reading goes on when the broker answers", error
             )
-            return
+            return False
         for part in self._partitions:
-            self._check_partition(part, ends[part.tp], now)
-        self._check_growth()
+            part.end = ends[part.tp]
+        self._heard_at = time.monotonic()
+        return True
 
-    def _check_partition(self, part: _Partition, end: int, now: float) -> None:
-        position = self._consumer.position(part.tp)
+    def _check_partition(self, part: _Partition, now: float) -> None:
+        position, end = self._consumer.position(part.tp), part.end
         if end < position:
             raise OffsetGapError(
                 f"{part.key}: the log now ends at offset {end}, but offset {position} is next. The topic was "
                 "made anew or the broker lost data. Replay from the Parquet archive, or start from new state"
             )
-        part.end = end
         if end > position and now - part.progress_at > _STALL_S:
             log.warning(
                 "%s: no data for %.0f s although offsets %d to %d are there; is its leader reachable, and is "
@@ -372,15 +455,27 @@ class _Reader:
             )
 
     def _check_growth(self) -> None:
+        """Read partitions that were added to the event topic, from their beginning."""
         topic = self._source.config.event_topic
-        numbers = self._consumer.partitions_for_topic(topic) or set()
-        if len(numbers) > len(self._events):
-            log.warning(
-                "topic %s now has %d partitions, %d are read; restart to read all",
-                topic,
-                len(numbers),
-                len(self._events),
-            )
+        known = {part.tp for part in self._events}
+        added = [tp for tp in partitions_of(self._consumer, topic) if tp not in known]
+        if not added or any(part.stop is not None for part in self._events):
+            return  # a bounded run ends at the ends that it saw
+        log.warning("topic %s has %d more partitions; they are read from now on", topic, len(added))
+        begins = self._consumer.beginning_offsets(added, timeout_ms=_REQUEST_MS)
+        self._assign([_Partition(tp, None, Position(begins[tp]), begins[tp]) for tp in added])
+
+    def _assign(self, added: list[_Partition]) -> None:
+        """An assignment replaces the last one and forgets its positions, so all are set anew."""
+        positions = {part.tp: self._consumer.position(part.tp) for part in self._partitions}
+        positions |= {part.tp: part.start.offset for part in added}
+        for part in added:
+            self._source._handed_out[part.key] = part.start
+            self._partitions.append(part)
+            self._events.append(part)
+        self._consumer.assign(list(positions))
+        for tp, position in positions.items():
+            self._consumer.seek(tp, position)
 
     # commit
 
@@ -417,23 +512,17 @@ def _connect(config: KafkaConfig) -> KafkaConsumer:
     try:
         return KafkaConsumer(**config.consumer())
     except KafkaError as error:
-        raise _unreachable(config, error) from error
+        raise unreachable(config, error) from error
 
 
-def _unreachable(config: KafkaConfig, error: KafkaError) -> BrokerError:
-    return BrokerError(
-        f"Kafka at {config.bootstrap_servers} failed us: {error!r}. Is it running, is `bootstrap_servers` "
-        "right, and do the security settings fit? `hsnn doctor` looks closer"
-    )
-
-
-def _numbers(consumer: KafkaConsumer, topic: str) -> list[int]:
-    numbers = consumer.partitions_for_topic(topic)
-    if not numbers:
-        raise BrokerError(
-            f"topic {topic} does not exist, or this client may not see it. Create it, or correct its name"
-        )
-    return sorted(numbers)
+def _assert_positions(consumer: KafkaConsumer, partitions: list[_Partition]) -> None:
+    """Before the first fetch: a client that starts elsewhere would skip or repeat without a word."""
+    for part in partitions:
+        position = consumer.position(part.tp)
+        if position != part.start.offset:
+            raise OffsetGapError(
+                f"{part.key}: the client stands at {position} instead of {part.start.offset}"
+            )
 
 
 def _check_known(positions: Positions, tps: list[TopicPartition], topics: list[str]) -> None:

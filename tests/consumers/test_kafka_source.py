@@ -8,6 +8,7 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient
 
+from consumers import kafka_source
 from consumers.batch import EntityBatch, EventBatch, Position
 from consumers.codecs import encode_arrow
 from consumers.errors import BrokerError, OffsetGapError
@@ -289,3 +290,32 @@ def test_a_log_that_ends_with_a_transaction_is_read_to_its_end(
     entity, event = drain(source)
     assert isinstance(entity, EntityBatch)
     assert users(event) == [4]
+
+
+@pytest.mark.parametrize("bootstrap_servers", ["kafka"], indirect=True)
+def test_partitions_added_to_the_topic_are_read_from_their_beginning(
+    make_source: MakeSource,
+    make_topic: MakeTopic,
+    producer_factory: Callable[..., KafkaProducer],
+    kafka_admin: KafkaAdminClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kafka_source, "_CHECK_S", 0.1)
+    topic, producer = make_topic(), producer_factory()
+    source = make_source(topic, batch_size=1, options={"metadata_max_age_ms": 200})
+    source.open({})
+    produce(producer, topic, event_json(user_id=1), event_json(user_id=2), partition=0)
+    seen = [users(next_batch(source)) for _ in range(2)]
+    kafka_admin.create_partitions({topic: 3})
+    later = producer_factory()  # the first one does not know them yet
+    for number in (2, 0, 1):
+        produce(later, topic, event_json(user_id=10 + number), partition=number)
+    batches = [next_batch(source) for _ in range(3)]
+    assert seen == [[1], [2]]
+    assert sorted(user for batch in batches for user in users(batch)) == [10, 11, 12]
+    assert {key: at for batch in batches for key, at in batch.positions.items()} == {
+        f"{topic}:0": Position(3),
+        f"{topic}:1": Position(1),
+        f"{topic}:2": Position(1),
+    }
+    assert source.lag == 0
