@@ -32,6 +32,16 @@ Positions = dict[str, Position]
 """``"topic:partition"`` (or a file's name) to the next position."""
 
 
+class Gap(NamedTuple):
+    """Offsets of one partition that are lost: those from ``first`` on, below ``until``."""
+
+    source: str
+    first: int
+    until: int
+    """Where reading goes on; a partition that is gone is not read."""
+    reason: str
+
+
 class Reject(NamedTuple):
     """Rows of one message that were left out, and why. Their bytes are in the dead-letter sink."""
 
@@ -55,7 +65,8 @@ class EventBatch:
     """Interaction events in stream order.
 
     ``table`` has the canonical columns of ``EventSchema``: ``user_id`` and ``item_id`` (int64),
-    ``event_time`` (int64, epoch ms), ``label`` and ``weight`` (float32), then the declared context features.
+    ``event_time`` (int64, epoch ms), ``label`` and ``weight`` (float32), ``event_type`` (string),
+    ``event_id`` (int64 hash, 0 where there is none), then the declared context features.
     """
 
     table: pa.RecordBatch

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -16,7 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from consumers.batch import EntityBatch, EntityKind, EventBatch, Position, Positions
+from consumers import columns as c
+from consumers.batch import EntityBatch, EntityKind, EventBatch, Gap, Position, Positions
 from consumers.errors import CheckpointError
 from consumers.journal import Journal
 from consumers.schema import Feature
@@ -25,12 +26,14 @@ from index_refresh.fresh import Fresh
 from index_refresh.refresher import RefreshConfig, Refresher
 from trainers.checkpoint import Checkpoint
 from trainers.entities import names_table
-from trainers.manifest import Gap, Manifest
+from trainers.manifest import Manifest
+from trainers.recent_ids import RecentIds
 from trainers.trainer import FeatureSets, OnlineTrainer, TrainerConfig
 
 NAMES = "names"
 INDEX = "index"
 EVALUATION = "evaluation"
+STREAM = "stream"
 
 
 class LearnerConfig(BaseModel):
@@ -41,6 +44,12 @@ class LearnerConfig(BaseModel):
     trainer: TrainerConfig = Field(TrainerConfig())
     refresh: RefreshConfig = Field(RefreshConfig())
     evaluation: EvaluationConfig = Field(EvaluationConfig())
+    recent_event_ids: int = Field(
+        1_000_000,
+        ge=0,
+        description="Event ids remembered: an event whose id is among the last so many is a repeat, and is "
+        "not trained again; 0 trains repeats. 8 bytes each, and nothing where events have no `event_id`",
+    )
     item_features: tuple[Feature, ...] = Field((), description="Declared features of items")
     user_features: tuple[Feature, ...] = Field((), description="Declared features of users")
     context_features: tuple[Feature, ...] = Field((), description="Declared features of events")
@@ -72,9 +81,13 @@ class Learner:
         self.fresh = Fresh(self.trainer)
         self.positions: Positions = {}
         self.rejected: Counter[str] = Counter()
+        self.recent = RecentIds(config.recent_event_ids)
+        self.repeats = 0
+        """Events left out because their id was trained lately."""
         self.parent: str | None = None
         self.lineage = uuid4().hex
         self.gaps: tuple[Gap, ...] = ()
+        self.topic_ids: dict[str, str] = {}
         self.journal = Journal()
 
     # -- the stream ------------------------------------------------------------------------------------
@@ -90,14 +103,35 @@ class Learner:
         self._passed(batch)
 
     def learn(self, batch: EventBatch) -> None:
-        """Answer a sample of the batch, then learn it, then bring the index up to date."""
+        """Answer a sample of the batch, then learn it, then bring the index up to date.
+
+        Events whose id was trained lately are left out and counted.
+        """
         self.journal.batch(batch, self.positions)
+        batch = self._without_repeats(batch)
         if len(batch):
             self.evaluator.answer(batch)
             report = self.trainer.learn(batch)
             self.evaluator.observe(report)
             self.refresher.after_step(report.touched_rows)
         self._passed(batch)
+
+    def skip(self, gap: Gap, *, is_gone: bool = False) -> None:
+        """Go on behind a gap; checkpoints will tell of it."""
+        self.gaps += (gap,)
+        if is_gone:
+            self.positions.pop(gap.source)
+        else:
+            self.positions[gap.source] = Position(gap.until)
+
+    def _without_repeats(self, batch: EventBatch) -> EventBatch:
+        if c.EVENT_ID not in batch.table.schema.names:
+            return batch
+        new = self.recent.are_new(batch.table.column(c.EVENT_ID).to_numpy())
+        if new.all():
+            return batch
+        self.repeats += int((~new).sum())
+        return replace(batch, table=batch.table.filter(pa.array(new)))
 
     def act(self, action: str) -> None:
         """Do what the clock asks of the index: ``expire``, ``sweep`` or ``rebalance``."""
@@ -119,6 +153,7 @@ class Learner:
             "step": trainer.step,
             "events_trained": trainer.events_trained,
             "events_rejected": self.rejected.total(),
+            "events_repeated": self.repeats,
             "users": len(trainer.users),
         }
         figures = {name: float(value) for name, value in counts.items()}
@@ -132,7 +167,13 @@ class Learner:
 
     def parts(self) -> dict[str, Mapping[str, Tensor]]:
         """A copy of the tensors by part, which later training does not touch."""
-        parts = {**self.trainer.state(), INDEX: self.refresher.state(), EVALUATION: self.evaluator.state()}
+        own = {"repeats": torch.tensor(self.repeats), **self.recent.state("recent.")}
+        parts = {
+            **self.trainer.state(),
+            INDEX: self.refresher.state(),
+            EVALUATION: self.evaluator.state(),
+            STREAM: own,
+        }
         return {name: _owned(part) for name, part in parts.items()}
 
     def tables(self) -> dict[str, pa.Table]:
@@ -153,6 +194,7 @@ class Learner:
             next_entry=self.journal.next_entry,
             boundary_ms=boundary_ms,
             gaps=self.gaps,
+            topic_ids=dict(self.topic_ids),
             config={**settings, "learner": self.config.model_dump(mode="json")},
             metrics=self.metrics(),
         )
@@ -182,11 +224,14 @@ class Learner:
         self.trainer.items.names.update(pairs)
         self.refresher.load(parts[INDEX])
         self.evaluator.load(parts[EVALUATION])
+        self.recent.load(parts[STREAM], "recent.")
+        self.repeats = int(parts[STREAM]["repeats"])
         self.positions = {key: Position(*value) for key, value in manifest.positions.items()}
         self.rejected = Counter(manifest.events_rejected)
         self.parent = checkpoint.name
         self.lineage = manifest.lineage or self.lineage
         self.gaps = manifest.gaps
+        self.topic_ids = dict(manifest.topic_ids)
         self.journal = Journal(manifest.next_entry)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from consumers.batch import Position, Positions
+from consumers.batch import Gap, Position, Positions
 from consumers.errors import CheckpointError
 from trainers.migrations import FORMAT_VERSION, migrated_manifest
 
@@ -26,15 +26,6 @@ class FileEntry(NamedTuple):
 
     size: int
     sha256: str
-
-
-class Gap(NamedTuple):
-    """Offsets of one partition that were accepted as lost: those from ``first`` on, below ``until``."""
-
-    source: str
-    first: int
-    until: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +53,8 @@ class Manifest:
     that reached it. None where a count, the clock or an end asked for it."""
     gaps: tuple[Gap, ...] = ()
     """What the history left out on an operator's word."""
+    topic_ids: Mapping[str, str] = field(default_factory=dict)
+    """The broker's ids of the topics read, by name: a topic made anew under the same name has another."""
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Flat. Saved as null when not finite, and then read back as NaN."""

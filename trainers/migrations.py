@@ -32,12 +32,18 @@ class Migration:
 def _with_lineage(body: dict[str, Any]) -> dict[str, Any]:
     """Format 1 knew no lineage, journal, event-time boundary or accepted gaps. Without a journal its history
     begins at the checkpoint itself."""
-    return {**body, "lineage": "", "next_entry": 0, "boundary_ms": None, "gaps": []}
+    return {**body, "lineage": "", "next_entry": 0, "boundary_ms": None, "gaps": [], "topic_ids": {}}
 
 
 def _with_expiry(parts: Parts) -> Parts:
     """Format 1 expired by the clock alone; the first batch after it looks for idle items."""
-    return {**parts, "index": {**parts["index"], "expired_in": torch.tensor(0)}}
+    return {**parts, "index": {**parts["index"], "expired_in": torch.tensor(0)}, "stream": _no_repeats()}
+
+
+def _no_repeats() -> dict[str, Tensor]:
+    """Format 1 did not tell repeats: no id is remembered, none was left out."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return {"repeats": torch.tensor(0), "recent.younger": none, "recent.older": none}
 
 
 MIGRATIONS: Mapping[int, Migration] = {1: Migration(_with_lineage, _with_expiry)}

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from streams import (
     COLOUR,
@@ -21,6 +23,7 @@ from streams import (
     trained_learner,
 )
 
+from consumers import columns as c
 from consumers.batch import EntityBatch, EventBatch, Position
 from consumers.errors import CheckpointError
 from index_refresh.beam_search import search, search_flat
@@ -185,3 +188,27 @@ def test_half_of_the_items_through_the_index_answer_as_well_as_all_of_them(nodes
     for found in (flat, through):
         own_group = trainer.items.ids.ids_of(found.rows_Bk.numpy()) % 2 == users[:, None] % 2
         assert own_group.mean() > 0.9
+
+
+def test_an_event_that_is_sent_again_is_not_trained_again() -> None:
+    stream = TwoGroups(seed=3)
+    once, twice = Learner(LEARNER), Learner(LEARNER)
+    batches = [with_event_ids(batch, 1 + 100 * number) for number, batch in enumerate(stream.batches(3))]
+    for batch in batches:
+        once.learn(batch)
+        twice.learn(batch)
+        twice.learn(replace(batch, positions={"again": Position(len(batch))}))
+    assert differing(once.parts(), twice.parts()) == ["stream/repeats"]
+    assert twice.metrics()["events_repeated"] == sum(map(len, batches))
+    assert twice.trainer.events_trained == once.trainer.events_trained == sum(map(len, batches))
+    assert twice.positions.keys() == {*once.positions, "again"}
+
+
+def with_event_ids(batch: EventBatch, first: int) -> EventBatch:
+    ids = pa.array(np.arange(first, first + len(batch)))
+    names = batch.table.schema.names
+    if c.EVENT_ID in names:
+        table = batch.table.set_column(names.index(c.EVENT_ID), c.EVENT_ID, ids)
+    else:
+        table = batch.table.append_column(c.EVENT_ID, ids)
+    return replace(batch, table=table)
