@@ -162,14 +162,22 @@ def write_piece(folder: Path, piece: Piece) -> None:
     metadata = {_NAME: piece.name.encode(), _PARENT: (piece.parent or "").encode()}
     table = piece.table.replace_schema_metadata(metadata)
     unfinished = folder / f".{piece.name}{SUFFIX}"
-    with unfinished.open("wb") as file:
+    try:
+        _write(unfinished, table)
+    except OSError:
+        unfinished.unlink(missing_ok=True)  # the disk may be full, and the next attempt has another name
+        raise
+    unfinished.rename(piece_path(folder, piece.name))
+    _sync_folder(folder)
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with path.open("wb") as file:
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         with pa.ipc.new_file(file, table.schema, options=options) as writer:
             writer.write_table(table)
         file.flush()
         os.fsync(file.fileno())
-    unfinished.rename(_path(folder, piece.name))
-    _sync_folder(folder)
 
 
 def read_piece(folder: Path, name: str) -> Piece:
@@ -178,7 +186,7 @@ def read_piece(folder: Path, name: str) -> Piece:
     Raises:
         DataError: it is missing, or no whole piece.
     """
-    path = _path(folder, name)
+    path = piece_path(folder, name)
     try:
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()
@@ -220,7 +228,8 @@ def prune_pieces(folder: Path, keep_days: float) -> list[str]:
     return sorted(path.stem for path in doomed)
 
 
-def _path(folder: Path, name: str) -> Path:
+def piece_path(folder: Path, name: str) -> Path:
+    """Where the piece of one checkpoint lies."""
     return folder / f"{name}{SUFFIX}"
 
 

@@ -331,11 +331,22 @@ class ApacheKafka(LocalBroker):
     """Genuine Apache Kafka: one process that is broker and controller (KRaft), from the published jars.
 
     Needs Java 17; the first start in a checkout also needs Maven and a network, to fetch the jars.
+
+    Args:
+        port: where it listens; a free one if left out.
+        data_dir: where it keeps its data; a temporary folder if left out.
+        advertised_port: where clients are told to come, if something stands between them and the broker.
     """
 
     name = "Apache Kafka"
     start_timeout_s = 60.0
     stop_timeout_s = 30.0
+
+    def __init__(
+        self, port: int | None = None, data_dir: Path | None = None, advertised_port: int | None = None
+    ) -> None:
+        super().__init__(port, data_dir)
+        self.advertised_port = advertised_port or self.port
 
     @classmethod
     def available(cls) -> Availability:
@@ -364,7 +375,11 @@ class ApacheKafka(LocalBroker):
         controller_port = free_port()
         path.write_text(
             _PROPERTIES.format(
-                host=LOOPBACK, port=self.port, controller_port=controller_port, log_dir=self._log_dir
+                host=LOOPBACK,
+                port=self.port,
+                advertised_port=self.advertised_port,
+                controller_port=controller_port,
+                log_dir=self._log_dir,
             )
         )
         return path
@@ -395,7 +410,7 @@ node.id=1
 controller.quorum.voters=1@{host}:{controller_port}
 controller.listener.names=CONTROLLER
 listeners=CLIENT://{host}:{port},CONTROLLER://{host}:{controller_port}
-advertised.listeners=CLIENT://{host}:{port}
+advertised.listeners=CLIENT://{host}:{advertised_port}
 listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT
 inter.broker.listener.name=CLIENT
 log.dirs={log_dir}

@@ -11,12 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pyarrow as pa
 
 from consumers.errors import CheckpointError
-from consumers.journal import Piece, prune_pieces, write_piece
+from consumers.journal import Piece, piece_path, prune_pieces, write_piece
+from consumers.times import wall_ms
 from index_refresh.learner import Learner, StateCopy
 from trainers.checkpoint import write_checkpoint
 from trainers.manifest import Manifest
@@ -34,6 +36,9 @@ class Written:
     path: Path
     manifest: Manifest
     seconds: float
+    num_bytes: int
+    at_ms: int
+    """Our clock when it was durable, epoch milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,7 @@ class Checkpointer:
         self.last: Written | None = None
         self.last_error: str | None = None
         """Why the newest checkpoint was not written; None once one was."""
+        self._named_at_ms = 0
         self._parent: str | None = None
         self._has_parent = False
 
@@ -98,8 +104,13 @@ class Checkpointer:
         for folder in (self._folders.checkpoints, self._folders.journal):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                with TemporaryFile(dir=folder):
+                    pass  # a folder that is there may be read-only still
             except OSError as error:
-                raise CheckpointError(f"{folder}: {error.strerror}; name another `home`") from error
+                raise CheckpointError(
+                    f"{folder}: cannot be written to ({error.strerror}); mend its permissions or its "
+                    "disk, or name another `home`"
+                ) from error
         self._thread.start()
 
     @property
@@ -122,12 +133,17 @@ class Checkpointer:
         self.check()
         began = time.monotonic()
         manifest = learner.manifest(self._settings, boundary_ms)
-        name = f"step-{manifest.step:010d}-{time.time_ns() // 1_000_000:x}"
+        name = f"step-{manifest.step:010d}-{self._next_ms():x}"
         state, journal = learner.copy(), learner.journal.take()
         self.stall_s = time.monotonic() - began
         order = _Order(name, state, journal, manifest, on_written, on_failed)
         self._orders.put(partial(self._write, order))
         return name
+
+    def _next_ms(self) -> int:
+        """Epoch ms, each once: two checkpoints of one step within a millisecond would have one name."""
+        self._named_at_ms = max(time.time_ns() // 1_000_000, self._named_at_ms + 1)
+        return self._named_at_ms
 
     def prune(self) -> None:
         """Ask the writer to remove old checkpoints; when it is writing, it does so anyway."""
@@ -173,7 +189,8 @@ class Checkpointer:
             return
         self._unwritten, self._parent, self._has_parent = [], order.name, True
         self._failing_since = self.last_error = None
-        self.last = Written(path, manifest, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self.last = Written(path, manifest, seconds, _size_of(path), wall_ms())
         order.on_written(self.last)
         self._prune()
 
@@ -189,9 +206,15 @@ class Checkpointer:
                 f"the journal's piece {order.name!r} could not be written to {self._folders.journal}: "
                 f"{error}; check free space and permissions"
             ) from error
-        state = order.state
-        root = self._folders.checkpoints
-        return write_checkpoint(root, order.name, state.parts, state.tables(), manifest), manifest
+        state, root = order.state, self._folders.checkpoints
+        try:
+            return write_checkpoint(root, order.name, state.parts, state.tables(), manifest), manifest
+        except CheckpointError:
+            if not (root / order.name).exists():
+                # In nobody's history then, and the disk may be full of them.
+                with suppress(OSError):
+                    piece_path(self._folders.journal, order.name).unlink()
+            raise
 
     def _failed(self, order: _Order, error: CheckpointError) -> None:
         now = time.monotonic()
@@ -209,7 +232,7 @@ class Checkpointer:
         try:
             prune_checkpoints(self._folders.checkpoints, self._retention, self._protected())
             prune_pieces(self._folders.journal, self._retention.keep_journal_days)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             log.warning("%s. The next look comes when due", error)
 
     def _drain(self) -> None:
@@ -219,3 +242,7 @@ class Checkpointer:
                 self._orders.get_nowait()
             except queue.Empty:
                 return
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())

@@ -2,7 +2,7 @@
 
     consumer thread       polls, decodes, fills a bounded queue           consumers/kafka_source.py
     this thread           answers, learns, refreshes; owns all state      index_refresh/learner.py
-    checkpointer thread   copies of the state to disk, verified           pipeline/checkpointer.py
+    checkpointer thread   copies of the state to disk, verified           pipeline/saving.py, checkpointer.py
     publisher thread      versions to the MLflow registry, in order       deploy/publisher.py
     scheduler thread      raises flags, touches nothing                   pipeline/scheduler.py
     http threads          page, health, metrics, from the last status     pipeline/http.py
@@ -14,28 +14,32 @@ Order of safety: a checkpoint is durable, then it may become a version, then off
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from consumers.batch import EventBatch
 from consumers.breaker import ShareLimit
-from consumers.source import Batch, Source
-from deploy.publication import Picture
+from consumers.errors import FencedError, HsnnError, TooManyRejects
+from consumers.source import Batch, Distant, Source
+from consumers.writer_claim import WriterClaim
 from index_refresh.learner import Learner
-from pipeline.checkpointer import Checkpointer, Folders, Written
+from pipeline.checkpointer import Written
 from pipeline.config import Settings
-from pipeline.due import DueDates
+from pipeline.durations import Durations
 from pipeline.freshness import Freshness
 from pipeline.home_lock import sole_writer
 from pipeline.http import HttpServer
 from pipeline.live_queries import LiveQueries
 from pipeline.publishing import Versions
+from pipeline.saving import Saving
 from pipeline.scheduler import Cadences
 from pipeline.status import RateMeter, write_status
+from pipeline.systemd import ServiceManager
+from pipeline.threads import ThreadWatch
 
 log = logging.getLogger(__name__)
 
@@ -65,30 +69,28 @@ class Daemon:
         source: Source,
         versions: Versions,
         after_checkpoint: Callable[[Written], None] | None = None,
+        claim: WriterClaim | None = None,
     ) -> None:
+        self._claim = claim
+        self._threads = ThreadWatch()
         self.settings = settings
         self.learner = learner
         self.source = source
         self.versions = versions
-        self._after_checkpoint = after_checkpoint
         self.stopping = threading.Event()
         self.queries = LiveQueries(learner)
         self._freshness = Freshness()
         self._cadences = Cadences.of(settings.cadence)
-        self._checkpointer = Checkpointer(
-            Folders(settings.checkpoints, settings.journal),
-            settings.masked(),
-            settings.retention,
-            versions.protected,
-            settings.cadence.checkpoint_patience_s,
+        self._saving = Saving(
+            settings, learner, versions, source.commit, lambda: self._is_sole_writer, after_checkpoint
         )
         self._rate = RateMeter()
         self._began = time.monotonic()
-        self._due = DueDates(settings.cadence, learner.trainer.events_trained, learner.trainer.watermark_ms)
-        self._owes_version = False
-        self._lost: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        """Of checkpoints that could not be written: whether they were to be versions."""
         self._share_limit = ShareLimit(settings.breaker, learner.positions)
+        self._steps = Durations()
+        self._manager = ServiceManager()
+        self._is_whole = True
+        """False while a batch changes the state, and for ever once that failed."""
         self._beat = time.monotonic()
         self._last_status: dict[str, Any] = {}
         self._http = HttpServer(
@@ -106,7 +108,7 @@ class Daemon:
             FencedError: another daemon writes the same state.
             HsnnError: whatever made it impossible to go on; the last checkpoint stands.
         """
-        with sole_writer(self.settings.home):
+        with sole_writer(self.settings.home), self._claim or nullcontext(), self._threads:
             self._live()
         return self.summary()
 
@@ -119,8 +121,10 @@ class Daemon:
                 self._keep_index(is_idle=batch is None)
                 self.queries.answer_waiting()
                 self._keep_time()
-            self._owe_again()
-            self._checkpoint(publish=self.settings.cadence.publish_at_end)
+            self._saving.save(publish=self.settings.cadence.publish_at_end)
+        except (HsnnError, MemoryError, OSError) as error:
+            self._leave_state(error)
+            raise
         finally:
             self._stop()
 
@@ -144,6 +148,7 @@ class Daemon:
         """Batches as they come; None on an idle topic, so that the clock is kept."""
         while not self.stopping.is_set():
             self._beat = time.monotonic()
+            self._manager.beat()
             batch = self.source.next_batch(_POLL_S)
             if batch is None and self.source.finished:
                 return
@@ -152,12 +157,16 @@ class Daemon:
     def _take(self, batch: Batch | None) -> None:
         if batch is None:
             return
+        self._is_whole = False
         if isinstance(batch, EventBatch):
+            began = time.monotonic()
             self.learner.learn(batch)
+            self._steps.note(time.monotonic() - began)
             self._share_limit.note(len(batch), batch.rejected, batch.positions)
         else:
             self.learner.apply(batch)
             self._freshness.applied(batch)
+        self._is_whole = True
 
     # -- what is due ---------------------------------------------------------------------------------------
 
@@ -175,72 +184,50 @@ class Daemon:
             self.versions.observe(self.learner, self.learner.metrics())
 
     def _keep_time(self) -> None:
-        self._checkpointer.check()
-        self.versions.check()
-        cadences, trainer = self._cadences, self.learner.trainer
-        if cadences.take("status"):
+        self._check_others()
+        if self._cadences.take("status"):
             self._write_status()
-        if cadences.take("prune"):
-            self._checkpointer.prune()
-        due = self._due.look(
-            trainer.events_trained,
-            trainer.watermark_ms,
-            clock_checkpoint=cadences.take("checkpoint"),
-            clock_publish=cadences.take("publish"),
-        )
-        self._owe_again()
-        if due.checkpoint and (due.boundary_ms is not None or not self._checkpointer.is_busy):
-            self._checkpoint(due.publish, due.boundary_ms)
-        else:
-            self._owes_version |= due.publish
-
-    def _checkpoint(self, publish: bool, boundary_ms: int | None = None) -> None:
-        """Copy the state; the rest happens in the checkpointer's thread. Nothing new is not kept twice."""
-        trained = self.learner.trainer.events_trained
-        publish = publish or self._owes_version
-        if not self._due.has_news(trained) and not publish:
-            return
-        publish, self._owes_version = self._due.taken(trained, publish), False
-        self.versions.note(self.learner.metrics())
-        pictures = self.versions.pictures(self.learner) if publish else {}
-        self._checkpointer.take(
-            self.learner,
-            lambda written: self._written(written, pictures, publish),
-            lambda: self._lost.put(publish),
-            boundary_ms,
+        if self._cadences.take("prune"):
+            self._saving.prune()
+        self._saving.keep_time(
+            clock_checkpoint=self._cadences.take("checkpoint"), clock_publish=self._cadences.take("publish")
         )
 
-    def _owe_again(self) -> None:
-        """What could not be written is due with the next checkpoint, its version too."""
-        while not self._lost.empty():
-            publish = self._lost.get()
-            self._due.undo(publish)
-            self._owes_version |= publish
+    def _check_others(self) -> None:
+        """Raise what another thread, or another writer of this state, means for us."""
+        if self._claim is not None:
+            self._claim.check()
+        self._threads.check()
+        self._saving.check()
+        self.versions.check()
 
-    def _written(self, written: Written, pictures: Mapping[str, Picture], publish: bool) -> None:
-        """In the checkpointer's thread: the checkpoint is durable."""
-        log.info("checkpoint %s in %.2f s", written.path.name, written.seconds)
-        if publish:
-            self.versions.publish(written.path, pictures)
-        self.source.commit(written.manifest.positions)
-        if self._after_checkpoint is not None:
-            self._after_checkpoint(written)
+    @property
+    def _is_sole_writer(self) -> bool:
+        return self._claim is None or self._claim.is_confirmed
 
     # -- begin and end -----------------------------------------------------------------------------------
 
     def _start(self) -> None:
         self._began = time.monotonic()
-        self._checkpointer.start()
+        self._saving.start()
         self.versions.start(resumed=self.learner.parent is not None)
         self._cadences.start()
         self._http.start()
         self._write_status()
+        self._manager.ready()
+
+    def _leave_state(self, error: Exception) -> None:
+        """Not where the state is another writer's by now or half changed, nor behind input that stopped us:
+        the next life would step over it."""
+        if self._is_whole and not isinstance(error, (FencedError, TooManyRejects)):
+            self._saving.leave()
 
     def _stop(self) -> None:
         """Leave clean: what waits is written and published, and the status says so."""
+        self._manager.stopping()
         self._cadences.stop()
         try:
-            self._checkpointer.close()
+            self._saving.close()
         finally:
             self.source.close()
             self.queries.close()
@@ -250,7 +237,6 @@ class Daemon:
 
     def status(self, running: bool = True) -> dict[str, Any]:
         """A flat picture of now. Only the training thread may ask."""
-        last = self._checkpointer.last
         return {
             "at_ms": time.time_ns() // 1_000_000,
             "running": running,
@@ -259,13 +245,15 @@ class Daemon:
             "lag_messages": self.source.lag,
             "watermark_ms": self.learner.trainer.watermark_ms,
             "index_epoch": self.learner.refresher.epoch,
-            "checkpoint": last.path.name if last else None,
-            "checkpoint_stall_s": self._checkpointer.stall_s,
-            "checkpoint_error": self._checkpointer.last_error,
+            **self._saving.figures(),
+            "is_sole_writer": self._is_sole_writer,
+            **_distant(self.source),
+            "step_seconds": self._steps.report(),
             "versions": self.versions.published,
             "versions_pending": self.versions.pending,
             "publish_error": self.versions.last_error,
             "rejected": dict(self.learner.rejected),
+            "ignored_columns": dict(self.source.ignored_columns),
             "fresh_items": len(self.learner.fresh),
             "jobs": self._cadences.report(),
             **self._freshness.metrics(),
@@ -275,4 +263,16 @@ class Daemon:
 
     def _write_status(self, running: bool = True) -> None:
         self._last_status = self.status(running)
-        write_status(self.settings.status_file, self._last_status)
+        try:
+            write_status(self.settings.status_file, self._last_status)
+        except OSError as error:
+            # What is told of training must not end it; a checkpoint that cannot be written has its own limit.
+            log.warning("%s: not written: %s", self.settings.status_file, error)
+
+
+def _distant(source: Source) -> dict[str, Any]:
+    """What a source tells that reads from a server; nothing is wrong with any other."""
+    if not isinstance(source, Distant):
+        return {"source_error": None, "partitions": {}}
+    figures = {key: found._asdict() for key, found in source.partitions.items()}
+    return {"source_error": source.problem, "partitions": figures}

@@ -52,13 +52,15 @@ class DueDates:
         """True when something was trained since the last checkpoint."""
         return trained != self._checkpointed_at
 
-    def taken(self, trained: int, publish: bool) -> bool:
-        """Note a checkpoint; whether it becomes a version: asked for, and not the same as the last one."""
+    def is_new_version(self, trained: int) -> bool:
+        """True when something was trained since the last version: the same state is not made one twice."""
+        return trained > self._published_at
+
+    def taken(self, trained: int, publish: bool) -> None:
+        """Note a checkpoint, and whether it is to be a version."""
         self._checkpointed_at = trained
-        publish = publish and trained > self._published_at
         if publish:
             self._published_at = trained
-        return publish
 
     def undo(self, publish: bool) -> None:
         """The last checkpoint was not written, and perhaps was to be a version: both are owed again."""

@@ -4,7 +4,7 @@ Reads the last status and copies only, never live state: a question is handed to
 
 /              the page for people
 /healthz       200 while the training loop moves; an idle topic is healthy, a stuck loop is not
-/readyz        200 once the source is open and the first status was taken
+/readyz        200 while the state is loaded, events can be read and checkpoints can be written
 /metrics       Prometheus text
 /status        the status as JSON
 /pictures      edition of each picture as JSON
@@ -59,6 +59,18 @@ class HttpConfig(BaseModel):
         gt=0,
         description="The loop counts as stuck after this long without a turn; above the longest step",
     )
+
+
+def not_ready(status: Mapping[str, Any]) -> list[str]:
+    """Why nobody should count on a daemon of this status; empty where it is ready."""
+    if not status:
+        return ["starting"]
+    if not status.get("running", True):
+        return ["leaving"]
+    reasons = [status[key] for key in ("source_error", "checkpoint_error") if status.get(key)]
+    if not status.get("is_sole_writer", True):
+        reasons.append("the broker does not confirm the claim to write; checkpoints wait for that")
+    return reasons
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +167,8 @@ class HttpServer:
         return _text(503 if stuck else 200, f"{'stuck' if stuck else 'ok'}: last turn {idle:.1f} s ago")
 
     def _readiness(self) -> Answer:
-        return _text(200, "ready") if self._status() else _text(503, "starting")
+        reasons = not_ready(self._status())
+        return _text(503, "; ".join(reasons)) if reasons else _text(200, "ready")
 
     def _metrics(self) -> Answer:
         return Answer(200, CONTENT_TYPE_LATEST, generate_latest(self._registry))

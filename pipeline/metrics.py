@@ -6,17 +6,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from pipeline import __version__
 
 Status = Mapping[str, Any]
 
+_LAG = "hsnn_consumer_lag"
 # Metric name and help by status key. Counters end in _total, which the client library adds.
 _GAUGES = {
     "events_per_s": ("hsnn_events_per_second", "Events trained a second over the last ten seconds"),
     "lag_messages": (
-        "hsnn_consumer_lag",
+        _LAG,
         "Messages between the newest batch handed out and the end of the log",
     ),
     "index_items": ("hsnn_index_items", "Live items"),
@@ -35,6 +36,8 @@ _GAUGES = {
     "scored_fraction": ("hsnn_search_scored_ratio", "Share of the live items that a search scores"),
     "ne": ("hsnn_normalized_entropy_ratio", "Log-loss over that of always predicting the mean rate"),
     "calibration": ("hsnn_calibration_ratio", "Predicted clicks over observed clicks"),
+    "checkpoint_seconds": ("hsnn_checkpoint_duration_seconds", "Writing and verifying the last checkpoint"),
+    "checkpoint_bytes": ("hsnn_checkpoint_bytes", "Size of the last checkpoint"),
     "checkpoint_stall_s": ("hsnn_checkpoint_stall_seconds", "How long the last copy held up training"),
     "versions_pending": ("hsnn_versions_pending", "Versions that wait for MLflow"),
 }
@@ -45,6 +48,12 @@ _COUNTERS = {
     "index_removed": ("hsnn_index_removed", "Items removed"),
     "index_expired": ("hsnn_index_expired", "Items that left for inactivity"),
     "index_revived": ("hsnn_index_revived", "Dead nodes that were given items of crowded ones"),
+}
+# 1 while the status holds an error in words.
+_TROUBLES = {
+    "checkpoint_error": ("hsnn_checkpoint_failing", "1 while checkpoints cannot be written"),
+    "source_error": ("hsnn_source_failing", "1 while events cannot be read"),
+    "publish_error": ("hsnn_publish_failing", "1 while versions cannot be published"),
 }
 # By what follows ``index_level<n>_``. Balance without a level is that of the first, here are those below it.
 _LEVEL_GAUGES = {
@@ -122,8 +131,13 @@ class StatusCollector:
         yield from _build()
         yield from _plain(status)
         yield from _rejected(status)
+        yield from _ignored(status)
         yield from _recall(status)
         yield from _watermark(status)
+        yield from _checkpoint_time(status)
+        yield from _partitions(status)
+        yield from _troubles(status)
+        yield from _steps(status)
         yield from _levels(status)
         yield from _quantiles(status)
         yield from _jobs(status.get("jobs", {}))
@@ -137,7 +151,7 @@ def _build() -> Iterator[Metric]:
 
 def _plain(status: Status) -> Iterator[Metric]:
     for key, (name, text) in _GAUGES.items():
-        if status.get(key) is not None:
+        if status.get(key) is not None and not (name == _LAG and status.get("partitions")):
             yield GaugeMetricFamily(name, text, value=float(status[key]))
     for key, (name, text) in _COUNTERS.items():
         if status.get(key) is not None:
@@ -149,6 +163,17 @@ def _rejected(status: Status) -> Iterator[Metric]:
     for reason, count in status.get("rejected", {}).items():
         rejected.add_metric([reason], float(count))
     yield rejected
+
+
+def _ignored(status: Status) -> Iterator[Metric]:
+    ignored = CounterMetricFamily(
+        "hsnn_ignored_columns",
+        "Messages with a column that no setting names, by column; of JSON a sample is looked at",
+        labels=["column"],
+    )
+    for column, count in status.get("ignored_columns", {}).items():
+        ignored.add_metric([column], float(count))
+    yield ignored
 
 
 def _recall(status: Status) -> Iterator[Metric]:
@@ -167,6 +192,44 @@ def _watermark(status: Status) -> Iterator[Metric]:
             "hsnn_event_time_watermark_timestamp_seconds",
             "Newest event time that was trained",
             value=status["watermark_ms"] / 1_000,
+        )
+
+
+def _partitions(status: Status) -> Iterator[Metric]:
+    lag = GaugeMetricFamily(_LAG, _GAUGES["lag_messages"][1], labels=["topic", "partition"])
+    read = CounterMetricFamily(
+        "hsnn_events_consumed", "Messages read in this life", labels=["topic", "partition"]
+    )
+    for key, figures in status.get("partitions", {}).items():
+        topic, _, partition = key.rpartition(":")
+        lag.add_metric([topic, partition], figures["lag"])
+        read.add_metric([topic, partition], figures["num_read"])
+    if lag.samples:
+        yield from (lag, read)
+
+
+def _steps(status: Status) -> Iterator[Metric]:
+    if (steps := status.get("step_seconds")) is not None:
+        yield HistogramMetricFamily(
+            "hsnn_train_step_duration_seconds",
+            "Answering and learning one batch",
+            buckets=list(steps["buckets"].items()),
+            sum_value=steps["sum"],
+        )
+
+
+def _troubles(status: Status) -> Iterator[Metric]:
+    for key, (name, text) in _TROUBLES.items():
+        if key in status:
+            yield GaugeMetricFamily(name, text, value=float(status[key] is not None))
+
+
+def _checkpoint_time(status: Status) -> Iterator[Metric]:
+    if status.get("checkpoint_at_ms"):
+        yield GaugeMetricFamily(
+            "hsnn_checkpoint_last_success_timestamp_seconds",
+            "When the last checkpoint of this life was durable",
+            value=status["checkpoint_at_ms"] / 1_000,
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +26,9 @@ from pipeline.curves import Curves
 log = logging.getLogger(__name__)
 
 FLOWS = "index-flows.png"
+
+_ANSWER_S = 10.0
+"""Longest wait for an answer at the end of a life: a client of a server that hangs waits for many minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,8 @@ class Versions:
         self._flows: Picture | None = None
         self._latest: Mapping[str, Picture] = {}
         self._aliased: set[str] = set()
+        self._registered: set[str] | None = None
+        """Checkpoints that are versions, as last heard; None before MLflow ever answered."""
 
     def start(self, *, resumed: bool = False) -> None:
         """``resumed``: there may be checkpoints behind an alias, so ask which before the first is pruned."""
@@ -120,6 +127,11 @@ class Versions:
         waiting = set() if self._publisher is None else set(self._publisher.pending_checkpoints)
         return waiting | self._aliased
 
+    def lacks(self, checkpoint: str) -> bool:
+        """True where the registry, as last heard, has no version of a checkpoint: a life before this one left
+        or was killed while MLflow was away."""
+        return self._registered is not None and checkpoint not in self._registered
+
     def _ask_for_aliases(self) -> None:
         """In the publisher's thread. While MLflow is away the last answer holds."""
         try:
@@ -127,7 +139,9 @@ class Versions:
         except RegistryError as error:
             log.warning("which versions have an alias is unknown for now: %s", error)
             return
-        self._aliased = {v.tags[CHECKPOINT_TAG] for v in versions if v.aliases and CHECKPOINT_TAG in v.tags}
+        ours = [version for version in versions if CHECKPOINT_TAG in version.tags]
+        self._aliased = {version.tags[CHECKPOINT_TAG] for version in ours if version.aliases}
+        self._registered = {version.tags[CHECKPOINT_TAG] for version in ours}
 
     @property
     def published(self) -> list[int]:
@@ -150,6 +164,17 @@ class Versions:
 
     def champion(self) -> int | None:
         """Number of the version that should serve; None when there is none or MLflow does not answer."""
+        answers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        threading.Thread(
+            target=lambda: answers.put(self._ask_for_champion()), name="champion", daemon=True
+        ).start()
+        try:
+            return answers.get(timeout=_ANSWER_S)
+        except queue.Empty:
+            log.warning("the champion is unknown: MLflow did not answer within %.0f s", _ANSWER_S)
+            return None
+
+    def _ask_for_champion(self) -> int | None:
         try:
             champion = self._registry.champion()
         except RegistryError as error:

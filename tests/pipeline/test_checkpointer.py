@@ -150,6 +150,16 @@ def test_a_device_that_fails_stops_training_with_the_reason(trained: Learner, tm
     assert checkpointer.last is None
 
 
+def test_checkpoints_of_one_step_within_a_millisecond_have_names_and_pieces_of_their_own(
+    trained: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: 1_700_000_000_000_000_000)
+    with started(tmp_path) as checkpointer:
+        taken = [checkpointer.take(trained, nothing) for _ in range(3)]
+    assert names(tmp_path) == taken
+    assert [piece.name for piece in history(journal_of(tmp_path), taken[-1])] == taken
+
+
 def test_training_outlives_a_full_disk_and_the_next_checkpoint_has_the_whole_journal(tmp_path: Path) -> None:
     root, learner, stream = tmp_path / "checkpoints", trained_learner(2), TwoGroups(seed=5)
     checkpointer = checkpointer_in(root, patience_s=60.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import pytest
 from lives import BATCH, differing_tensors, newest, small_settings, write_log
@@ -12,10 +13,12 @@ from consumers.errors import CheckpointError, TooManyRejects
 from consumers.parquet_source import ParquetSource
 from consumers.schema import EventSchema
 from consumers.testing import ScriptedSource
+from consumers.writer_claim import WriterClaim
 from pipeline.config import Settings
 from pipeline.daemon import Daemon
 from pipeline.running import build_daemon, parquet_source
 from pipeline.status import read_status
+from trainers.checkpoint import list_checkpoints, read_checkpoint
 
 NUM_EVENTS = 1_500
 
@@ -102,7 +105,7 @@ def test_too_many_rejects_stop_the_daemon_and_the_last_checkpoint_stands(
         tmp_path / "home",
         registry={"tracking_uri": mlflow_uri},
         events={"min_event_time": "2023-11-14T23:13:20Z"},
-        cadence={"max_rejected_share": 0.2},
+        breaker={"max_rejected_share": 0.2},
     )
     with pytest.raises(TooManyRejects, match="event_time_out_of_range"):
         daemon_on(many, settings).run()
@@ -115,7 +118,7 @@ def test_a_registry_that_is_away_does_not_stop_training(log: Path, tmp_path: Pat
         registry={"tracking_uri": f"http://127.0.0.1:{free_port}"},
         cadence={"publish_at_end": True, "publish_timeout_s": 2.0},
     )
-    summary = daemon_on(log, settings).run()
+    summary = daemon_on(log, settings, resume=False).run()
     assert summary.trained == NUM_EVENTS
     assert summary.versions == []
     assert read_status(settings.status_file)["versions_pending"] == 1
@@ -131,6 +134,8 @@ def test_a_failing_source_ends_the_life_with_its_error(tmp_path: Path, mlflow_ur
     with pytest.raises(OSError, match="the cable is cut"):
         build_daemon(settings, source).run()
     assert source.closed
+    kept = newest(settings.home).manifest
+    assert kept.events_trained == 3 * BATCH  # what was learnt before, so that it need not be learnt again
 
 
 def test_a_checkpoint_of_another_shape_is_refused_by_name(log: Path, tmp_path: Path, mlflow_uri: str) -> None:
@@ -140,3 +145,25 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(log: Path, tmp_path: P
     wider = other.model_copy(update={"trainer": other.trainer.model_copy(update={"embedding_dim": 16})})
     with pytest.raises(CheckpointError, match="does not fit"):
         daemon_on(log, wider)
+
+
+class Unconfirmed(WriterClaim):
+    """A claim that the broker confirmed too long ago."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exit_info: object) -> None:
+        """Nothing was joined."""
+
+
+def test_while_another_writer_may_have_taken_over_no_checkpoint_is_written_but_the_last(
+    log: Path, tmp_path: Path
+) -> None:
+    settings = small_settings(tmp_path / "home")
+    claim = Unconfirmed(settings.kafka, "a-lineage", "an-owner")
+    assert not claim.is_confirmed
+    source = parquet_source(settings, log, None, None)
+    assert build_daemon(settings, source, claim=claim).run().trained == NUM_EVENTS
+    (kept,) = list_checkpoints(settings.checkpoints)
+    assert read_checkpoint(kept).manifest.events_trained == NUM_EVENTS

@@ -55,10 +55,12 @@ def test_a_version_at_a_boundary_is_a_checkpoint_too() -> None:
 
 def test_the_same_state_is_not_made_a_version_twice() -> None:
     due = dates()
-    assert due.taken(150, publish=True)
+    assert due.is_new_version(150)
+    due.taken(150, publish=True)
     assert not due.has_news(150)
-    assert not due.taken(150, publish=True)
+    assert not due.is_new_version(150)
     assert due.has_news(151)
+    assert due.is_new_version(151)
 
 
 def test_what_could_not_be_written_is_owed_again() -> None:
@@ -66,4 +68,4 @@ def test_what_could_not_be_written_is_owed_again() -> None:
     due.taken(150, publish=True)
     due.undo(publish=True)
     assert due.has_news(150)
-    assert due.taken(150, publish=True)
+    assert due.is_new_version(150)

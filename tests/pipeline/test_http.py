@@ -108,6 +108,24 @@ def test_readiness_comes_with_the_first_status() -> None:
         assert get(server, "/readyz")[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ({"checkpoint_error": "no space left"}, "no space left"),
+        ({"source_error": "Kafka has not answered for 12 s"}, "Kafka has not answered for 12 s"),
+        ({"running": False}, "leaving"),
+        (
+            {"is_sole_writer": False},
+            "the broker does not confirm the claim to write; checkpoints wait for that",
+        ),
+    ],
+)
+def test_readiness_says_what_is_amiss_and_liveness_does_not_mind(trouble: dict[str, Any], said: str) -> None:
+    with serving(Watched({**STATUS, **trouble})) as server:
+        assert get(server, "/readyz")[::2] == (503, f"{said}\n")
+        assert get(server, "/healthz")[0] == 200
+
+
 def test_metrics_tell_the_figures_of_the_status() -> None:
     with serving(Watched(STATUS)) as server:
         found = metrics(server)

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from index_refresh.health import balance
 from pipeline import __version__
+from pipeline.durations import Durations
 from pipeline.metrics import StatusCollector
 from pipeline.scheduler import Cadences
 
@@ -42,6 +43,7 @@ STATUS: dict[str, Any] = {
     "publish_error": None,
     "watermark_ms": 1_700_000_000_500,
     "rejected": {"bad_json": 3},
+    "ignored_columns": {"device": 5},
     "events_trained": 70_000.0,
     "events_per_s": 1_234.5,
     "index_items": 500.0,
@@ -93,6 +95,7 @@ def test_every_figure_has_its_conventional_name() -> None:
         ("hsnn_build_info", labels(version=__version__)): 1.0,
         ("hsnn_event_time_watermark_timestamp_seconds", labels()): 1_700_000_000.5,
         ("hsnn_events_rejected_total", labels(reason="bad_json")): 3.0,
+        ("hsnn_ignored_columns_total", labels(column="device")): 5.0,
         ("hsnn_events_trained_total", labels()): 70_000.0,
         ("hsnn_events_per_second", labels()): 1_234.5,
         ("hsnn_index_items", labels()): 500.0,
@@ -105,6 +108,7 @@ def test_every_figure_has_its_conventional_name() -> None:
         ("hsnn_index_sweep_seconds", labels()): 2.5,
         ("hsnn_index_churn_ratio", labels()): 0.01,
         ("hsnn_index_revived_total", labels()): 7.0,
+        ("hsnn_publish_failing", labels()): 0.0,
         ("hsnn_search_seconds", labels(quantile="0.5")): 0.001,
         ("hsnn_search_seconds", labels(quantile="0.99")): 0.002,
         ("hsnn_index_arrival_seconds", labels(quantile="0.5")): 0.1,
@@ -204,3 +208,41 @@ def test_an_empty_status_tells_the_version_alone() -> None:
 )
 def test_any_figures_make_a_page_that_prometheus_reads(status: dict[str, float | None]) -> None:
     assert samples(status)["hsnn_build_info", labels(version=__version__)] == 1.0
+
+
+def test_lag_and_messages_read_are_told_by_partition_where_they_are_known() -> None:
+    partitions = {"shop:events:0": {"lag": 7, "num_read": 40}, "shop:events:1": {"lag": 0, "num_read": 2}}
+    found = samples({"lag_messages": 7, "partitions": partitions})
+    assert found[("hsnn_consumer_lag", labels(topic="shop:events", partition="0"))] == 7.0
+    assert found[("hsnn_consumer_lag", labels(topic="shop:events", partition="1"))] == 0.0
+    assert found[("hsnn_events_consumed_total", labels(topic="shop:events", partition="0"))] == 40.0
+    assert ("hsnn_consumer_lag", labels()) not in found
+    assert samples({"lag_messages": 7})[("hsnn_consumer_lag", labels())] == 7.0
+
+
+def test_durations_of_steps_are_a_histogram() -> None:
+    steps = Durations()
+    for seconds in (0.004, 0.005, 0.3, 70.0):
+        steps.note(seconds)
+    found = samples({"step_seconds": steps.report()})
+    name = "hsnn_train_step_duration_seconds"
+    counts = {dict(key[1])["le"]: value for key, value in found.items() if key[0] == f"{name}_bucket"}
+    assert (counts["0.005"], counts["0.25"], counts["0.5"], counts["10.0"], counts["+Inf"]) == (2, 2, 3, 3, 4)
+    assert found[(f"{name}_count", labels())] == 4.0
+    assert found[(f"{name}_sum", labels())] == pytest.approx(70.309)
+
+
+def test_the_last_checkpoint_and_what_fails_are_told() -> None:
+    status = {
+        "checkpoint_seconds": 1.5,
+        "checkpoint_bytes": 1_000,
+        "checkpoint_at_ms": 1_700_000_000_500,
+        "checkpoint_error": "disk full",
+        "source_error": None,
+    }
+    found = samples(status)
+    assert found[("hsnn_checkpoint_duration_seconds", labels())] == 1.5
+    assert found[("hsnn_checkpoint_bytes", labels())] == 1_000.0
+    assert found[("hsnn_checkpoint_last_success_timestamp_seconds", labels())] == 1_700_000_000.5
+    assert found[("hsnn_checkpoint_failing", labels())] == 1.0
+    assert found[("hsnn_source_failing", labels())] == 0.0

@@ -135,7 +135,7 @@ def test_a_daemon_has_a_flag_for_every_job() -> None:
     assert set(cadences.report()) == set(JOBS)
     assert all(set(figures) == FIGURES for figures in cadences.report().values())
     scheduled = {job.id for job in cadences._scheduler.get_jobs()}
-    assert scheduled == set(JOBS) - {"arrivals", "sweep", "rebalance"}
+    assert scheduled == set(JOBS) - {"arrivals", "sweep", "rebalance", "expire"}
 
 
 # Times by the calendar
