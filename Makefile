@@ -30,8 +30,11 @@ demo: $(STAMP) ## A drifting world through Kafka, the trainer, the index and MLf
 test: $(STAMP) ## The default test suite: embedded broker and genuine Apache Kafka
 	@$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-long: $(STAMP) ## Everything, the slow tests too
-	@$(BIN)/python -m pytest $(ARGS)
+# The loops of tests/pipeline/test_kills.py leave their counts in a folder; the last line adds them up.
+test-long: $(STAMP) ## Everything, the slow tests too; the last line counts kills, lost and doubled events
+	@reports=$$(mktemp -d); trap 'rm -rf "$$reports"' EXIT; \
+	HSNN_KILL_REPORTS=$$reports $(BIN)/python -m pytest $(ARGS); status=$$?; \
+	$(BIN)/python -m tests.pipeline.kill_report "$$reports"; exit $$status
 
 check: $(STAMP) ## ruff (lint and format) and mypy --strict
 	@$(BIN)/ruff check .
