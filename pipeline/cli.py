@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,10 +14,16 @@ from rich.table import Table
 
 from consumers.errors import ConfigError, HsnnError
 from pipeline import __version__
+from pipeline.cli_archive import archive_app
+from pipeline.cli_checkpoint import checkpoint_app
+from pipeline.cli_dlq import dlq_app
 from pipeline.cli_index import index_app
 from pipeline.cli_options import AsJson, ConfigFile, Home, Servers, print_json, settings_of, time_ms
+from pipeline.logs import set_up_logs
 
 if TYPE_CHECKING:
+    from consumers.archive_reader import TimeWindow
+    from pipeline.config import Settings
     from pipeline.daemon import Summary
 
 app = typer.Typer(
@@ -31,6 +36,9 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(index_app, name="index")
+app.add_typer(archive_app, name="archive")
+app.add_typer(dlq_app, name="dlq")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 
 def _tell(summary: Summary, as_json: bool) -> None:
@@ -45,15 +53,11 @@ def _tell(summary: Summary, as_json: bool) -> None:
 @app.callback()
 def _setup(
     log_level: Annotated[str, typer.Option(help="debug, info, warning, error")] = "warning",
+    log_format: Annotated[
+        str, typer.Option(help="text, or json: one object a line on standard error")
+    ] = "text",
 ) -> None:
-    level = logging.getLevelNamesMapping().get(log_level.upper())
-    if level is None:
-        raise typer.BadParameter(f"{log_level} is not a log level", param_hint="--log-level")
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=level, format=form, stream=sys.stderr)
-    # kafka-python logs an error for every connection of a broker that goes away; what it means for the run
-    # is said once, by our own errors.
-    logging.getLogger("kafka").setLevel(level if level < logging.WARNING else logging.CRITICAL)
+    set_up_logs(log_level, log_format)
 
 
 @app.command()
@@ -111,18 +115,35 @@ def run(
     config: ConfigFile = None,
     home: Home = None,
     bootstrap_servers: Servers = None,
-    fresh: Annotated[bool, typer.Option(help="Start anew instead of from the newest checkpoint")] = False,
+    fresh: Annotated[bool, typer.Option(help="Start anew instead of from the newest state")] = False,
+    accept_gap: Annotated[
+        bool, typer.Option("--accept-gap", help="Go on without events that the broker no longer holds")
+    ] = False,
+    fill_gap_from: Annotated[
+        str | None, typer.Option(help="Archive from which to train first what the broker no longer holds")
+    ] = None,
     stop_at_end: Annotated[bool, typer.Option(help="Leave at the end that the topics have now")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The daemon: train from Kafka until SIGTERM or Ctrl-C; resume from the newest checkpoint."""
+    """The daemon: train from Kafka until SIGTERM or Ctrl-C.
+
+    It goes on from the newest whole checkpoint, else from the registry's newest version, else from nothing.
+    """
     from pipeline.producing import make_dead_letter_topics
-    from pipeline.running import build_daemon, kafka_source, on_signals
+    from pipeline.running import live_daemon, on_signals
     from pipeline.table import LiveTable
 
     settings = settings_of(config, home, bootstrap_servers=bootstrap_servers)
     make_dead_letter_topics(settings.kafka)
-    daemon = build_daemon(settings, kafka_source(settings, stop_at_end=stop_at_end), resume=not fresh)
+    if accept_gap and fill_gap_from is not None:
+        raise ConfigError("name --accept-gap or --fill-gap-from, not both")
+    daemon = live_daemon(
+        settings,
+        fresh=fresh,
+        accept_gap=accept_gap,
+        fill_gap_from=fill_gap_from,
+        stop_at_end=stop_at_end,
+    )
     with on_signals(daemon.stop), LiveTable(settings.status_file, None, None, quiet=as_json):
         summary = daemon.run()
     _tell(summary, as_json)
@@ -130,35 +151,68 @@ def run(
 
 @app.command()
 def replay(
-    source: Annotated[
-        Path, typer.Option("--from", exists=True, file_okay=False, help="Folder of a Parquet log")
-    ],
+    source: Annotated[str, typer.Option("--from", help="Archive or Parquet log: a folder, or s3://...")],
     config: ConfigFile = None,
     home: Home = None,
+    from_version: Annotated[
+        str | None, typer.Option(help="Go on from a version, by its number or alias")
+    ] = None,
+    from_checkpoint: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Go on from a checkpoint directory")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start from nothing; the default")] = False,
     resume: Annotated[
         bool, typer.Option(help="Go on from the newest checkpoint instead of from nothing")
     ] = False,
     since: Annotated[str | None, typer.Option(help="First event time, ISO 8601 or epoch ms")] = None,
     until: Annotated[str | None, typer.Option(help="Event time to stop before, ISO 8601 or epoch ms")] = None,
+    journal: Annotated[
+        Path | None, typer.Option(exists=True, help="Journal of a live run, whose exact order is walked")
+    ] = None,
+    publish: Annotated[
+        bool | None, typer.Option(help="Leave a version at the end [default: as configured]")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Look through the whole log, train nothing")
+    ] = False,
+    accept_gap: Annotated[
+        bool, typer.Option("--accept-gap", help="Go on behind offsets that the archive lacks")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train from Parquet with no Kafka at all, and publish a version like any other.
+    """Train from an archive or Parquet with no Kafka at all, and publish a version like any other.
 
-    Without --config, features are inferred from the log's item and user tables.
+    Without --config, features are inferred from the item and user tables of a Parquet log.
     """
-    from pipeline.replaying import replay_log
+    from consumers.archive_reader import TimeWindow
+    from pipeline import replaying
 
     flags: dict[str, Any] = {"home": str(home)} if home is not None else {}
-    window = (time_ms(since, "--since"), time_ms(until, "--until"))
-    summary = replay_log(source, config, flags, window, resume=resume)
-    _tell(summary, as_json)
+    window = TimeWindow(time_ms(since, "--since"), time_ms(until, "--until"))
+    start = replaying.Start(from_version, from_checkpoint, resume, fresh)
+    settings = replaying.replay_settings(source, config, flags)
+    if dry_run:
+        _check_log(settings, source, window, accept_gap, as_json)
+        return
+    wanted = replaying.Replay(source, start, window, journal, publish, accept_gap)
+    _tell(replaying.run_replay(wanted, settings), as_json)
+
+
+def _check_log(settings: Settings, source: str, window: TimeWindow, accept_gap: bool, as_json: bool) -> None:
+    from pipeline.checking_log import check_log, print_report
+
+    report = check_log(settings, source, window, accept_gap, quiet=as_json)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        print_report(report)
+    if report.problems:
+        raise typer.Exit(1)
 
 
 @app.command()
 def produce(
-    source: Annotated[
-        Path, typer.Option("--from", exists=True, file_okay=False, help="Folder of a Parquet log")
-    ],
+    source: Annotated[str, typer.Option("--from", help="Archive or Parquet log: a folder, or s3://...")],
     config: ConfigFile = None,
     bootstrap_servers: Servers = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Events a second")] = None,
@@ -173,27 +227,20 @@ def produce(
     ] = 1,
     follow: Annotated[Path | None, typer.Option(help="Status file of the daemon to stay near to")] = None,
     max_lead: Annotated[int, typer.Option(min=1, help="Most events ahead of the daemon followed")] = 100_000,
+    rename: Annotated[
+        list[str] | None, typer.Option(help="OLD=NEW: another name for a topic of an archive; repeatable")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish a Parquet log to Kafka; a mapping in the config names its columns."""
-    from consumers.kafka_sink import LogPublisher
+    """Publish an archive to Kafka as it was, or a Parquet log, whose columns the config maps."""
     from pipeline import producing
 
     if form not in ("arrow", "json"):
         raise ConfigError(f"--format: {form} is not one of arrow, json")
     settings = settings_of(config, None, bootstrap_servers=bootstrap_servers)
-    producing.make_topics(settings.kafka, partitions)
-    publisher = LogPublisher(
-        settings.kafka,
-        settings.events,
-        settings.items,
-        settings.users,
-        format=form,  # type: ignore[arg-type]
-        rate=rate,
-        speed=speed,
-        backlog=producing.follow(follow, max_lead) if follow else None,
-    )
-    producing.show_progress(publisher.publish(source), as_json, f"publishing {source.name}")
+    backlog = producing.follow(follow, max_lead) if follow else None
+    order = producing.Order(source, form, partitions, rate, speed, tuple(rename or ()))  # type: ignore[arg-type]
+    producing.publish(settings, order, backlog, as_json)
 
 
 @app.command()

@@ -7,14 +7,16 @@ import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
 
 from consumers.errors import ConfigError
 from consumers.times import epoch_ms
-from pipeline.config import Settings, load_settings
+
+if TYPE_CHECKING:
+    from pipeline.config import Settings
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings", exists=True)]
 Home = Annotated[Path | None, typer.Option(help="Where state lives [env HSNN_HOME; default ./hsnn-home]")]
@@ -24,6 +26,8 @@ Servers = Annotated[str | None, typer.Option(help="Kafka servers [env KAFKA_BOOT
 
 def settings_of(config: Path | None, home: Path | None = None, **kafka: Any) -> Settings:
     """Settings of a verb: its flags over environment, file and defaults."""
+    from pipeline.config import load_settings
+
     flags: dict[str, Any] = {"home": str(home)} if home is not None else {}
     given = {name: value for name, value in kafka.items() if value is not None}
     if given:

@@ -66,6 +66,11 @@ class Settings(BaseModel):
     refresh: RefreshConfig = Field(default_factory=RefreshConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     cadence: CadenceConfig = Field(default_factory=CadenceConfig)
+    recent_event_ids: int = Field(
+        LearnerConfig.model_fields["recent_event_ids"].default,
+        ge=0,
+        description=LearnerConfig.model_fields["recent_event_ids"].description,
+    )
     retention: RetentionConfig = Field(default_factory=RetentionConfig)
     archive: ArchiveConfig = Field(default_factory=ArchiveConfig)
     http: HttpConfig = Field(default_factory=HttpConfig)
@@ -97,6 +102,7 @@ class Settings(BaseModel):
             trainer=self.trainer,
             refresh=self.refresh,
             evaluation=self.evaluation,
+            recent_event_ids=self.recent_event_ids,
             item_features=self.items.features,
             user_features=self.users.features,
             context_features=self.events.context,

@@ -12,16 +12,19 @@ from types import FrameType
 import torch
 
 from consumers.dead_letter import FileDeadLetters, KafkaDeadLetters
+from consumers.kafka_log import look_at
 from consumers.kafka_source import KafkaSource
 from consumers.parquet_source import ParquetSource
 from consumers.schema import EventSchema
 from consumers.source import Source
+from consumers.writer_claim import WriterClaim
 from index_refresh.learner import Learner
 from pipeline.checkpointer import Written
 from pipeline.config import Settings
 from pipeline.daemon import Daemon
+from pipeline.filling import gaps_of
 from pipeline.publishing import Versions
-from trainers.checkpoint import latest_checkpoint, read_checkpoint
+from pipeline.resuming import claim_of, resumed, settle
 
 log = logging.getLogger(__name__)
 
@@ -31,27 +34,52 @@ def build_daemon(
     source: Source,
     *,
     resume: bool = True,
+    learner: Learner | None = None,
+    claim: WriterClaim | None = None,
     after_checkpoint: Callable[[Written], None] | None = None,
     trigger: str = "cadence",
 ) -> Daemon:
-    """A daemon on ``source`` that goes on from the newest whole checkpoint, or starts anew.
+    """A daemon on ``source`` that goes on from ``learner``, else from the newest whole state, or starts anew.
 
     Raises:
-        CheckpointError: the newest checkpoint does not fit the configuration.
+        CheckpointError: the newest state does not fit the configuration.
+        RegistryError: there is no checkpoint, and MLflow does not say whether there are versions.
     """
     torch.set_num_threads(settings.num_threads)
-    learner = load_learner(settings) if resume else Learner(settings.learner())
+    if learner is None:
+        learner = resumed(settings) if resume else Learner(settings.learner())
     versions = Versions(settings, trigger)
-    return Daemon(settings, learner, source, versions, after_checkpoint)
+    return Daemon(settings, learner, source, versions, after_checkpoint, claim)
 
 
-def load_learner(settings: Settings) -> Learner:
-    """The learner of the newest whole checkpoint under the present configuration, or a new one."""
-    newest = latest_checkpoint(settings.checkpoints)
-    if newest is None:
-        return Learner(settings.learner())
-    log.info("resuming from checkpoint %s", newest.name)
-    return Learner.restore(read_checkpoint(newest), settings.learner())
+def live_daemon(
+    settings: Settings,
+    *,
+    fresh: bool = False,
+    accept_gap: bool = False,
+    fill_gap_from: str | None = None,
+    stop_at_end: bool = False,
+) -> Daemon:
+    """The daemon on Kafka, once it is sure that the broker's log continues its state.
+
+    Args:
+        settings: the configuration.
+        fresh: begin with nothing instead of the newest whole state.
+        accept_gap: go on without what the broker no longer holds.
+        fill_gap_from: train what it no longer holds from this archive first, which takes as long as it takes.
+        stop_at_end: finish at the ends that the topics have now.
+
+    Raises:
+        OffsetGapError: the log does not continue the state, and nobody accepted that.
+        StateError, RegistryError, BrokerError: as ``build_daemon``, ``look_at`` and ``WriterClaim`` say.
+    """
+    learner = Learner(settings.learner()) if fresh else resumed(settings)
+    if fill_gap_from is not None:
+        while (gap := gaps_of(settings, learner, fill_gap_from)) is not None:
+            build_daemon(settings, gap, learner=learner, claim=claim_of(settings, learner)).run()
+    settle(learner, look_at(settings.kafka), accept_gap=accept_gap)
+    source = kafka_source(settings, stop_at_end=stop_at_end)
+    return build_daemon(settings, source, learner=learner, claim=claim_of(settings, learner))
 
 
 def kafka_source(
@@ -69,6 +97,7 @@ def kafka_source(
         settings.users if settings.kafka.user_topic else None,
         settings.trainer.batch_size,
         KafkaDeadLetters(settings.kafka.connection()),
+        breaker=settings.breaker,
         stop_when=stop_when,
         stop_at_end=stop_at_end,
     )

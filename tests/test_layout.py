@@ -29,21 +29,23 @@ PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 # A new verb or flag is a decision: change it here too, and say in the changelog what it is for.
 COMMAND_LINE = {
-    "": {"--log-level", "--install-completion", "--show-completion"},
+    "": {"--log-level", "--log-format", "--install-completion", "--show-completion"},
     "demo": {
         *("--events", "--data", "--broker", "--exit", "--rate", "--seed", "--ui", "--no-ui"),
         *("--config", "--home", "--json"),
     },
     "run": {
         *("--config", "--home", "--bootstrap-servers", "--fresh", "--no-fresh"),
-        *("--stop-at-end", "--no-stop-at-end", "--json"),
+        *("--accept-gap", "--fill-gap-from", "--stop-at-end", "--no-stop-at-end", "--json"),
     },
     "replay": {
         *("--from", "--config", "--home", "--resume", "--no-resume", "--since", "--until", "--json"),
+        *("--from-version", "--from-checkpoint", "--fresh", "--journal", "--publish", "--no-publish"),
+        *("--dry-run", "--accept-gap"),
     },
     "produce": {
         *("--from", "--config", "--bootstrap-servers", "--rate", "--speed", "--format", "--partitions"),
-        *("--follow", "--max-lead", "--json"),
+        *("--follow", "--max-lead", "--rename", "--json"),
     },
     "simulate": {
         *("--out", "--kafka", "--events", "--seed", "--world", "--config", "--bootstrap-servers"),
@@ -55,10 +57,37 @@ COMMAND_LINE = {
     "config": set[str](),
     "config show": {"--config", "--home", "--json"},
     "config infer": {"--from"},
+    "dlq": set[str](),
+    "dlq list": {
+        *("--topic", "--reason", "--since", "--limit", "--file", "--config", "--bootstrap-servers", "--json"),
+    },
+    "dlq show": {"--file", "--config", "--bootstrap-servers", "--json"},
+    "dlq replay": {
+        *("--topic", "--reason", "--since", "--until", "--limit", "--dry-run", "--to", "--max-returns"),
+        *("--file", "--config", "--bootstrap-servers", "--json"),
+    },
     "index": set[str](),
     "index verify": {"--config", "--home", "--json"},
+    "archive": {
+        "--to",
+        "--topics",
+        "--stop-at-end",
+        "--no-stop-at-end",
+        "--accept-gap",
+        "--no-accept-gap",
+        "--config",
+        "--bootstrap-servers",
+        "--json",
+    },
+    "archive verify": {"--deep", "--no-deep", "--kafka", "--config", "--bootstrap-servers", "--json"},
+    "archive compact": {"--older-than", "--target-bytes", "--json"},
     "index stats": {"--config", "--home", "--json"},
     "index show": {"--item", "--node", "--config", "--home", "--json"},
+    "checkpoint": set[str](),
+    "checkpoint list": {"--config", "--home", "--json"},
+    "checkpoint verify": {"--config", "--home", "--json"},
+    "checkpoint pin": {"--config", "--home"},
+    "checkpoint unpin": {"--config", "--home"},
     "version": set[str](),
 }
 
