@@ -31,7 +31,7 @@ from benchmarks.harness import Report, interleaved, parser
 from consumers import columns as c
 from consumers.batch import EntityBatch, EntityKind, EventBatch, Position, Positions
 from consumers.kafka_sink import LogPublisher
-from consumers.source import Batch, ReadAhead, Source
+from consumers.source import Batch, ForwardingSource, ReadAhead, Source
 from index_refresh.learner import Learner
 from pipeline.brokers import EmbeddedBroker
 from pipeline.config import Settings, load_settings, merge_settings
@@ -269,49 +269,25 @@ def batch_of(rows: list[dict[str, torch.Tensor]], context: list[str], offset: in
     return EventBatch(pa.RecordBatch.from_pydict(columns), {"naive:0": Position(offset + 1)})
 
 
-class Timed:
-    """A source that notes when its first event batch was taken and when it had no more."""
+class Timed(ForwardingSource):
+    """Notes when the first event batch was taken and when there was no more."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        super().__init__(source)
         self._first_at = self._last_at = 0.0
 
     @property
     def seconds(self) -> float:
         return self._last_at - self._first_at
 
-    def open(self, positions: Positions) -> None:
-        self._source.open(positions)
-
     def next_batch(self, timeout_s: float) -> Batch | None:
-        batch = self._source.next_batch(timeout_s)
+        batch = super().next_batch(timeout_s)
         now = time.perf_counter()
         if self._first_at:
             self._last_at = now  # the batch before was trained by now
         elif isinstance(batch, EventBatch):
             self._first_at = now
         return batch
-
-    def read_ahead(self) -> list[ReadAhead]:
-        return self._source.read_ahead()
-
-    def commit(self, positions: Positions) -> None:
-        self._source.commit(positions)
-
-    @property
-    def finished(self) -> bool:
-        return self._source.finished
-
-    @property
-    def ignored_columns(self) -> Mapping[str, int]:
-        return self._source.ignored_columns
-
-    @property
-    def lag(self) -> int | None:
-        return self._source.lag
-
-    def close(self) -> None:
-        self._source.close()
 
 
 class InMemory:

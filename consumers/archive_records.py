@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +14,7 @@ import pyarrow as pa
 from consumers import columns as c
 from consumers.archive_json import JsonReader
 from consumers.archive_layout import ENVELOPE, HEADERS_TYPE, RENAMED
-from consumers.codecs import is_arrow
-from consumers.dead_letter import Headers
+from consumers.codecs import Record, is_arrow
 from consumers.schema import (
     EMPTY_MESSAGE,
     EVENT_TIME_OUT_OF_RANGE,
@@ -49,25 +47,6 @@ _PLAIN = (
     pa.types.is_date,
     pa.types.is_decimal128,
 )
-
-
-class KafkaRecord(Protocol):
-    """What the archive keeps of a Kafka record."""
-
-    @property
-    def topic(self) -> str: ...
-    @property
-    def partition(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-    @property
-    def headers(self) -> Headers: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +92,14 @@ class RecordReader:
         self._json = JsonReader(schema.json_types())
         self._checks = _only_checks(schema)
 
-    def read(self, records: Sequence[KafkaRecord]) -> list[Piece]:
+    def read(self, records: Sequence[Record]) -> list[Piece]:
         """All rows of consecutive records of one partition, each record in exactly one piece."""
         try:
             return self._read(records)
         except (pa.ArrowException, ValueError, OverflowError) as error:
             return self._read_apart(records, error)
 
-    def _read_apart(self, records: Sequence[KafkaRecord], error: Exception) -> list[Piece]:
+    def _read_apart(self, records: Sequence[Record], error: Exception) -> list[Piece]:
         """One by one, so that a message which our own code cannot digest stops no other and is kept whole."""
         if len(records) > 1:
             return [piece for record in records for piece in self.read([record])]
@@ -130,7 +109,7 @@ class RecordReader:
         )
         return [_Envelope(records, ()).unreadable(np.array([0]), [WRONG_TYPE])]
 
-    def _read(self, records: Sequence[KafkaRecord]) -> list[Piece]:
+    def _read(self, records: Sequence[Record]) -> list[Piece]:
         envelope = _Envelope(records, self.time_columns)
         nothing = [i for i, record in enumerate(records) if record.value is None]
         arrow = [i for i, record in enumerate(records) if record.value is not None and is_arrow(record)]
@@ -242,7 +221,7 @@ def _group_of(groups: list[_ArrowGroup], schema: pa.Schema) -> _ArrowGroup:
 class _Envelope:
     """Envelope columns of a run of records, made once and taken from for each piece."""
 
-    def __init__(self, records: Sequence[KafkaRecord], time_names: Sequence[str]) -> None:
+    def __init__(self, records: Sequence[Record], time_names: Sequence[str]) -> None:
         count = len(records)
         self.records = records
         self._time_names = time_names
@@ -320,7 +299,7 @@ def _beside(envelope: pa.Table, payload: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
-def _headers(records: Sequence[KafkaRecord]) -> pa.Array:
+def _headers(records: Sequence[Record]) -> pa.Array:
     lengths = np.fromiter((len(record.headers or ()) for record in records), np.int32, len(records))
     flat = [header for record in records for header in record.headers or ()]
     pairs = pa.StructArray.from_arrays(

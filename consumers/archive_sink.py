@@ -10,8 +10,9 @@ from typing import NamedTuple
 from consumers.archive_config import ArchiveConfig
 from consumers.archive_layout import Commit
 from consumers.archive_parquet import build_flush
-from consumers.archive_records import KafkaRecord, Piece, RecordReader
+from consumers.archive_records import Piece, RecordReader
 from consumers.archive_store import ArchiveStore
+from consumers.codecs import Record
 
 _DECODE_RECORDS = 20_000
 _DECODE_BYTES = 8 << 20
@@ -37,7 +38,7 @@ class _Buffer:
     first: int
     next: int
     gap_before: tuple[int, int] | None = None
-    waiting: list[KafkaRecord] = field(default_factory=list)
+    waiting: list[Record] = field(default_factory=list)
     waiting_bytes: int = 0
     pieces: list[Piece] = field(default_factory=list)
     piece_bytes: int = 0
@@ -86,7 +87,7 @@ class ArchiveSink:
         """Forget a partition and what waits of it: nobody was told that it is archived."""
         self._buffers.pop(key, None)
 
-    def add(self, key: Partition, records: Sequence[KafkaRecord]) -> None:
+    def add(self, key: Partition, records: Sequence[Record]) -> None:
         """Take consecutive records of a partition that was begun; those it has already are left out."""
         buffer = self._buffers[key]
         if records and records[0].offset < buffer.next:

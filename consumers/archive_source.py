@@ -10,24 +10,22 @@ from pathlib import Path
 from consumers.archive_reader import Archive, ArchiveReader, TimeWindow
 from consumers.archive_rows import archived_names, decode_window, rows_from, within
 from consumers.batch import EventBatch, EventChunk, Position, Positions, Rebatcher
-from consumers.dead_letter import DeadLetterSink, close_dead_letters
+from consumers.dead_letter import DeadLetterSink
 from consumers.entities import entity_batches
 from consumers.errors import DataError, OffsetGapError
+from consumers.file_source import FileSource
 from consumers.kafka_config import KafkaConfig
 from consumers.merged_batches import MergedBatches
-from consumers.prefetch import Prefetch
 from consumers.schema import EntitySchema, EventSchema
-from consumers.source import Batch, ReadAhead
+from consumers.source import Batch
 from consumers.times import wall_ms
-
-_QUEUE_BYTES = 64 << 20
 
 
 class _Stopped(Exception):
     """The source is closing."""
 
 
-class ArchiveSource:
+class ArchiveSource(FileSource):
     """Items and users, whole; then events, merged by event time over partitions.
 
     The event time that orders a row is the highest that its partition has shown by then, so that the order
@@ -65,6 +63,7 @@ class ArchiveSource:
         accept_gap: bool = False,
         now_ms: Callable[[], int] = wall_ms,
     ) -> None:
+        super().__init__("archive", dead_letters)
         archive = Archive(path)
         wanted = ((topics.item_topic, item_schema), (topics.user_topic, user_schema))
         self._entities = [
@@ -82,14 +81,11 @@ class ArchiveSource:
             )
         self._event_schema = event_schema
         self._batch_size = batch_size
-        self._dead_letters = dead_letters
         self._window = TimeWindow(since_ms, until_ms)
         self._stop_at = dict(stop_at or {})
         self._accept_gap = accept_gap
         self._clock, self._now_ms = now_ms, 0
-        self._prefetch = Prefetch(_QUEUE_BYTES, name="archive")
         self._start: Positions = {}
-        self._handed_out: Positions = {}
 
     @property
     def total_rows(self) -> int:
@@ -119,28 +115,6 @@ class ArchiveSource:
         self._now_ms = self._clock()
         self._prefetch.start(self._read)
 
-    def next_batch(self, timeout_s: float) -> Batch | None:
-        batch = self._prefetch.get(timeout_s)
-        if batch is not None:
-            self._handed_out.update(batch.positions)
-        return batch
-
-    def read_ahead(self) -> list[ReadAhead]:
-        """Nothing: a replay is read as fast as it is trained, and nobody waits for its items."""
-        return []
-
-    def commit(self, positions: Positions) -> None:
-        """Nothing to tell: files have no dashboards."""
-
-    @property
-    def finished(self) -> bool:
-        return self._prefetch.finished
-
-    @property
-    def ignored_columns(self) -> dict[str, int]:
-        """Nothing is counted: columns of files are chosen by name."""
-        return {}
-
     @property
     def lag(self) -> int | None:
         """Messages not yet handed out; None before ``open``."""
@@ -150,10 +124,6 @@ class ArchiveSource:
             max(0, self._end(reader).offset - self._handed_out[reader.source].offset)
             for reader in self._readers()
         )
-
-    def close(self) -> None:
-        self._prefetch.close()
-        close_dead_letters(self._dead_letters)
 
     def _readers(self) -> list[ArchiveReader]:
         return [*(reader for reader, _ in self._entities), *self._events]

@@ -15,14 +15,13 @@ from consumers.archive_reader import Archive, ArchiveReader, Window
 from consumers.archive_rows import archived_names, decode_window, rows_from
 from consumers.batch import EntityBatch, EventBatch, EventChunk, Position, Positions, Rebatcher
 from consumers.codecs import Decoded
-from consumers.dead_letter import DeadLetter, DeadLetterSink, close_dead_letters
+from consumers.dead_letter import DeadLetter, DeadLetterSink
 from consumers.errors import DataError, StateError
+from consumers.file_source import FileSource
 from consumers.journal import ACTIONS, EVENTS, decode_change
-from consumers.prefetch import Prefetch
 from consumers.schema import BAD_NUMBER, EventSchema
-from consumers.source import Action, Batch, ReadAhead
+from consumers.source import Action, Batch
 
-_QUEUE_BYTES = 64 << 20
 _ANY_TIME_MS = 1 << 62
 """A clock so late that no event is in its future."""
 _NO_LIMIT = 1 << 60
@@ -69,7 +68,7 @@ def _rows(table: pa.Table) -> Iterator[tuple[Any, ...]]:
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-class JournalSource:
+class JournalSource(FileSource):
     """Batches and actions of a journal, in its order, with the rows of an archive.
 
     ``next_batch`` also gives an ``Action`` where the live run had the clock ask something of the index.
@@ -95,13 +94,12 @@ class JournalSource:
         accept_gap: bool = False,
         total_rows: int = 0,
     ) -> None:
+        super().__init__("journal", dead_letters)
         self._archive, self._event_schema = archive, event_schema
-        self._dead_letters = dead_letters
         self._journal = journal
         self._next_entry = next_entry
         self._accept_gap = accept_gap
         self.total_rows = total_rows
-        self._prefetch = Prefetch(_QUEUE_BYTES, name="journal")
         self._order: deque[Action | None] = deque()
         """What comes next: an action, or None for the oldest batch in the queue."""
         self._held: Batch | None = None
@@ -117,7 +115,7 @@ class JournalSource:
         self._positions = {key: Position(*at) for key, at in positions.items()}
         self._prefetch.start(self._read)
 
-    def next_batch(self, timeout_s: float) -> Batch | Action | None:
+    def next_batch(self, timeout_s: float) -> Batch | Action | None:  # type: ignore[override]
         if self._held is None and not self._acts_next():
             self._held = self._prefetch.get(timeout_s)
         if self._acts_next():  # perhaps since the wait, and then before the batch that ended it
@@ -130,30 +128,14 @@ class JournalSource:
     def _acts_next(self) -> bool:
         return bool(self._order) and self._order[0] is not None
 
-    def read_ahead(self) -> list[ReadAhead]:
-        """Nothing: nobody waits for the items of a replay."""
-        return []
-
-    def commit(self, positions: Positions) -> None:
-        """Nothing to tell: files have no dashboards."""
-
     @property
     def finished(self) -> bool:
         return self._prefetch.finished and not self._order
 
     @property
-    def ignored_columns(self) -> dict[str, int]:
-        """Nothing is counted: columns of files are chosen by name."""
-        return {}
-
-    @property
     def lag(self) -> int | None:
         """Unknown: a journal says where it goes on, not where it ends."""
         return None
-
-    def close(self) -> None:
-        self._prefetch.close()
-        close_dead_letters(self._dead_letters)
 
     # reading
 

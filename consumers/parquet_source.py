@@ -13,20 +13,18 @@ import pyarrow.compute as pc
 from consumers import columns as c
 from consumers.batch import EventBatch, EventChunk, Position, Positions, Rebatcher, Reject
 from consumers.codecs import ARROW_TYPE, CONTENT_TYPE, Decoded, encode_arrow, with_positions
-from consumers.dead_letter import DeadLetter, DeadLetterSink, close_dead_letters
+from consumers.dead_letter import DeadLetter, DeadLetterSink
 from consumers.entities import entity_batches
 from consumers.errors import OffsetGapError
+from consumers.file_source import FileSource
 from consumers.parquet_log import DEFAULT_TOPICS, LogFile, check_file, find_log
-from consumers.prefetch import Prefetch
 from consumers.schema import BadRow, EntitySchema, EventSchema, Normalised
-from consumers.source import Batch, ReadAhead
 from consumers.times import wall_ms
 
 _READ_ROWS = 20_000
-_QUEUE_BYTES = 64 << 20
 
 
-class ParquetSource:
+class ParquetSource(FileSource):
     """Items and users, then events in file order; finished at the end of the last file.
 
     A position's key is the file's name relative to ``path``, its offset the row's number in the file.
@@ -66,13 +64,11 @@ class ParquetSource:
             if schema is not None
             for file in files
         ]
-        self._dead_letters = dead_letters
+        super().__init__("parquet", dead_letters)
         self._since_ms, self._until_ms = since_ms, until_ms
         self._now_ms = now_ms
         self._rebatcher = Rebatcher(batch_size)
-        self._prefetch = Prefetch(_QUEUE_BYTES, name="parquet")
         self._start: Positions = {}
-        self._handed_out: Positions = {}
 
     @property
     def total_rows(self) -> int:
@@ -96,38 +92,12 @@ class ParquetSource:
         self._num_rows = sum(file.num_rows for file in files)
         self._prefetch.start(self._read)
 
-    def next_batch(self, timeout_s: float) -> Batch | None:
-        batch = self._prefetch.get(timeout_s)
-        if batch is not None:
-            self._handed_out.update(batch.positions)
-        return batch
-
-    def read_ahead(self) -> list[ReadAhead]:
-        """Nothing: a replay is read as fast as it is trained, and nobody waits for its items."""
-        return []
-
-    def commit(self, positions: Positions) -> None:
-        """Nothing to tell: files have no dashboards."""
-
-    @property
-    def finished(self) -> bool:
-        return self._prefetch.finished
-
-    @property
-    def ignored_columns(self) -> dict[str, int]:
-        """Nothing is counted: columns of files are chosen by name."""
-        return {}
-
     @property
     def lag(self) -> int | None:
         """Rows not yet handed out; None before ``open``."""
         if not self._start:
             return None
         return self._num_rows - sum(position.offset for position in self._handed_out.values())
-
-    def close(self) -> None:
-        self._prefetch.close()
-        close_dead_letters(self._dead_letters)
 
     def _read(self) -> None:
         for file, schema in self._entities:

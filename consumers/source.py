@@ -101,3 +101,37 @@ class Distant(Protocol):
     @property
     def partitions(self) -> Mapping[str, PartitionFigures]:
         """By ``"topic:partition"``."""
+
+
+class ForwardingSource:
+    """A source around another one; a subclass changes what it has to."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def open(self, positions: Positions) -> None:
+        self._source.open(positions)
+
+    def next_batch(self, timeout_s: float) -> Batch | None:
+        return self._source.next_batch(timeout_s)
+
+    def read_ahead(self) -> list[ReadAhead]:
+        return self._source.read_ahead()
+
+    def commit(self, positions: Positions) -> None:
+        self._source.commit(positions)
+
+    @property
+    def finished(self) -> bool:
+        return self._source.finished
+
+    @property
+    def ignored_columns(self) -> Mapping[str, int]:
+        return self._source.ignored_columns
+
+    @property
+    def lag(self) -> int | None:
+        return self._source.lag
+
+    def close(self) -> None:
+        self._source.close()

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,6 +32,7 @@ from consumers.kafka_config import KafkaConfig
 from consumers.schema import EntitySchema, EventSchema, TableSchema
 from consumers.times import wall_ms
 from pipeline.config_layers import checked, merged_layers
+from pipeline.signals import on_signals
 from pipeline.status import write_status
 
 log = logging.getLogger(__name__)
@@ -107,7 +106,7 @@ def run_archive(
             accept_gap=accept_gap,
             tell=teller.tell,
         )
-        with _on_signals(archiver.stop):
+        with on_signals(archiver.stop):
             status = archiver.run()
     return asdict(status)
 
@@ -223,19 +222,3 @@ def _progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-@contextmanager
-def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run in order; a second SIGINT interrupts at once."""
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        stop()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

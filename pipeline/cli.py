@@ -130,7 +130,8 @@ def run(
     It goes on from the newest whole checkpoint, else from the registry's newest version, else from nothing.
     """
     from pipeline.producing import make_dead_letter_topics
-    from pipeline.running import live_daemon, on_signals
+    from pipeline.running import live_daemon
+    from pipeline.signals import on_signals
     from pipeline.table import LiveTable
 
     settings = settings_of(config, home, bootstrap_servers=bootstrap_servers)

@@ -35,7 +35,8 @@ from pipeline.config import PREFIX, WELL_KNOWN, Settings, load_settings
 from pipeline.daemon import Summary
 from pipeline.infer import infer_settings
 from pipeline.producing import admin_of, make_topics
-from pipeline.running import build_daemon, kafka_source, on_signals
+from pipeline.running import build_daemon, kafka_source
+from pipeline.signals import on_signals
 from pipeline.table import LiveTable
 from pipeline.world_stream import CONTEXT_FEATURES, ITEM_FEATURES, USER_FEATURES
 

@@ -29,11 +29,13 @@ class DueDates:
         cadence: the periods.
         trained: events that the state was trained on when it was loaded.
         watermark_ms: its highest event time.
+        next_entry: of its journal.
     """
 
-    def __init__(self, cadence: CadenceConfig, trained: int, watermark_ms: int) -> None:
+    def __init__(self, cadence: CadenceConfig, trained: int, watermark_ms: int, next_entry: int) -> None:
         self._cadence = cadence
         self._checkpointed_at = self._published_at = trained
+        self._written_entry = next_entry
         self._watermark_ms = watermark_ms
 
     def look(self, trained: int, watermark_ms: int, *, clock_checkpoint: bool, clock_publish: bool) -> Due:
@@ -48,23 +50,24 @@ class DueDates:
         due = clock_checkpoint or trained - self._checkpointed_at >= cadence.checkpoint_every_events
         return Due(publish or due or boundary is not None, publish, boundary)
 
-    def has_news(self, trained: int) -> bool:
-        """True when something was trained since the last checkpoint."""
-        return trained != self._checkpointed_at
+    def has_news(self, next_entry: int) -> bool:
+        """True when anything was done to the state since the last checkpoint: a batch, a change of the
+        catalogue, or a job of the clock."""
+        return next_entry != self._written_entry
 
     def is_new_version(self, trained: int) -> bool:
         """True when something was trained since the last version: the same state is not made one twice."""
         return trained > self._published_at
 
-    def taken(self, trained: int, publish: bool) -> None:
+    def taken(self, trained: int, next_entry: int, publish: bool) -> None:
         """Note a checkpoint, and whether it is to be a version."""
-        self._checkpointed_at = trained
+        self._checkpointed_at, self._written_entry = trained, next_entry
         if publish:
             self._published_at = trained
 
     def undo(self, publish: bool) -> None:
         """The last checkpoint was not written, and perhaps was to be a version: both are owed again."""
-        self._checkpointed_at = _NEVER
+        self._written_entry = _NEVER
         if publish:
             self._published_at = _NEVER
 

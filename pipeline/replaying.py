@@ -14,20 +14,20 @@ from rich.console import Console
 
 from consumers.archive_reader import ALL_TIMES, Archive, TimeWindow, is_archive
 from consumers.archive_source import ArchiveSource
-from consumers.batch import Positions
 from consumers.dead_letter import FileDeadLetters
 from consumers.errors import ConfigError
 from consumers.journal import SUFFIX, history
 from consumers.journal_source import JournalSource
 from consumers.parquet_source import ParquetSource
-from consumers.source import Action, Batch, ReadAhead, Source
+from consumers.source import Action, Batch, ForwardingSource, Source
 from index_refresh.learner import Learner
 from pipeline.config import Settings, load_settings, merge_settings
 from pipeline.daemon import Summary
 from pipeline.infer import infer_settings
 from pipeline.inspecting import opened
 from pipeline.resuming import resumed
-from pipeline.running import build_daemon, on_signals
+from pipeline.running import build_daemon
+from pipeline.signals import on_signals
 from pipeline.table import LiveTable
 from trainers.checkpoint import latest_checkpoint
 
@@ -229,48 +229,25 @@ def _dead_letters(settings: Settings) -> FileDeadLetters:
     return FileDeadLetters(settings.home / "dead-letters.jsonl")
 
 
-class ActingSource:
+class ActingSource(ForwardingSource):
     """A journal's source whose actions are done when their turn comes, so that only batches are handed out.
 
     The thread that asks for batches owns the state, and between two batches is where the live run acted.
     """
 
-    def __init__(self, source: JournalSource, act: Callable[[str], None]) -> None:
-        self._source, self._act = source, act
+    def __init__(self, journal: JournalSource, act: Callable[[str], None]) -> None:
+        super().__init__(journal)  # type: ignore[arg-type]  # it also hands out actions
+        self._journal, self._act = journal, act
 
     @property
     def total_rows(self) -> int:
         """As the journal's source knows it."""
-        return self._source.total_rows
-
-    def open(self, positions: Positions) -> None:
-        self._source.open(positions)
+        return self._journal.total_rows
 
     def next_batch(self, timeout_s: float) -> Batch | None:
-        while isinstance(found := self._source.next_batch(timeout_s), Action):
+        while isinstance(found := self._journal.next_batch(timeout_s), Action):
             self._act(found.name)
         return found
-
-    def read_ahead(self) -> list[ReadAhead]:
-        return self._source.read_ahead()
-
-    def commit(self, positions: Positions) -> None:
-        self._source.commit(positions)
-
-    @property
-    def finished(self) -> bool:
-        return self._source.finished
-
-    @property
-    def ignored_columns(self) -> Mapping[str, int]:
-        return self._source.ignored_columns
-
-    @property
-    def lag(self) -> int | None:
-        return self._source.lag
-
-    def close(self) -> None:
-        self._source.close()
 
 
 class _Total:

@@ -51,7 +51,9 @@ class Saving:
             settings.cadence.checkpoint_patience_s,
         )
         trainer = learner.trainer
-        self._due = DueDates(settings.cadence, trainer.events_trained, trainer.watermark_ms)
+        self._due = DueDates(
+            settings.cadence, trainer.events_trained, trainer.watermark_ms, learner.journal.next_entry
+        )
         self._owes_version = False
         self._lost: queue.SimpleQueue[bool] = queue.SimpleQueue()
         """Of checkpoints that could not be written: whether they were to be versions."""
@@ -90,14 +92,14 @@ class Saving:
     def save(self, publish: bool, boundary_ms: int | None = None) -> None:
         """Copy the state; the rest happens in the checkpointer's thread. Nothing new is not kept twice."""
         self._owe_again()
-        trained = self._learner.trainer.events_trained
+        trained, next_entry = self._learner.trainer.events_trained, self._learner.journal.next_entry
         publish = publish or self._owes_version
         if publish:
             self._owe_what_was_left()
         publish, self._owes_version = publish and self._due.is_new_version(trained), False
-        if not self._due.has_news(trained) and not publish:
+        if not self._due.has_news(next_entry) and not publish:
             return
-        self._due.taken(trained, publish)
+        self._due.taken(trained, next_entry, publish)
         if publish:
             self._resumed_from = None
         self._versions.note(self._learner.metrics())

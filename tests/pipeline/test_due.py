@@ -10,7 +10,7 @@ NOON = 1_764_072_000_000
 
 
 def dates(watermark_ms: int = NOON, **cadence: Any) -> DueDates:
-    return DueDates(CadenceConfig(**{"checkpoint_every_events": 1_000_000, **cadence}), 100, watermark_ms)
+    return DueDates(CadenceConfig(**{"checkpoint_every_events": 1_000_000, **cadence}), 100, watermark_ms, 7)
 
 
 def look(due: DueDates, trained: int, watermark_ms: int, *, checkpoint: bool = False) -> Due:
@@ -21,7 +21,7 @@ def test_events_and_the_clock_ask_without_a_boundary() -> None:
     due = dates(checkpoint_every_events=50)
     assert look(due, 149, NOON) == Due(checkpoint=False, publish=False, boundary_ms=None)
     assert look(due, 150, NOON) == Due(checkpoint=True, publish=False, boundary_ms=None)
-    due.taken(150, publish=False)
+    due.taken(150, 9, publish=False)
     assert not look(due, 199, NOON).checkpoint
     assert look(due, 151, NOON, checkpoint=True).checkpoint
 
@@ -56,16 +56,16 @@ def test_a_version_at_a_boundary_is_a_checkpoint_too() -> None:
 def test_the_same_state_is_not_made_a_version_twice() -> None:
     due = dates()
     assert due.is_new_version(150)
-    due.taken(150, publish=True)
-    assert not due.has_news(150)
+    due.taken(150, 9, publish=True)
+    assert not due.has_news(9)
     assert not due.is_new_version(150)
-    assert due.has_news(151)
+    assert due.has_news(10)
     assert due.is_new_version(151)
 
 
 def test_what_could_not_be_written_is_owed_again() -> None:
     due = dates()
-    due.taken(150, publish=True)
+    due.taken(150, 9, publish=True)
     due.undo(publish=True)
-    assert due.has_news(150)
+    assert due.has_news(9)
     assert due.is_new_version(150)
