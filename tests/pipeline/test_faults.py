@@ -480,6 +480,7 @@ def test_a_topic_made_anew_stops_the_daemon_and_what_it_learnt_is_kept(
         live_daemon(load_settings(here.config))
 
 
+@pytest.mark.slow
 def test_offsets_that_age_out_under_a_paused_consumer_are_a_gap_and_never_a_leap(
     site: Site, place: Callable[..., Place]
 ) -> None:
@@ -633,6 +634,7 @@ def test_versions_wait_for_a_registry_that_is_away_and_catch_up_in_order(
     assert trained[-1] == 3_000
 
 
+@pytest.mark.slow
 def test_a_version_that_a_killed_life_still_owed_is_published_by_the_next_one(
     tmp_path: Path, mlflow_uri: str
 ) -> None:
