@@ -35,13 +35,17 @@ def resumed(settings: Settings) -> Learner:
         RegistryError: there is no checkpoint, and MLflow does not say whether there are versions.
     """
     found = _newest_checkpoint(settings) or _newest_version(settings)
+    if found is None and list_checkpoints(settings.checkpoints):
+        raise CheckpointError(
+            f"none of the checkpoints in {settings.checkpoints} is whole, and the registry has no version "
+            "to go on from. Restore one from a copy, or start from nothing with --fresh"
+        )
     return Learner(settings.learner()) if found is None else Learner.restore(found, settings.learner())
 
 
 def _newest_checkpoint(settings: Settings) -> Checkpoint | None:
     """An older one where newer ones are damaged: its offsets are older too, so nothing is lost."""
-    paths = list_checkpoints(settings.checkpoints)
-    for path in reversed(paths):
+    for path in reversed(list_checkpoints(settings.checkpoints)):
         try:
             checkpoint = read_checkpoint(path)
         except CheckpointError as error:
@@ -49,8 +53,6 @@ def _newest_checkpoint(settings: Settings) -> Checkpoint | None:
             continue
         log.info("resuming from checkpoint %s", path.name)
         return checkpoint
-    if paths:
-        log.error("none of the %d checkpoints in %s is whole", len(paths), settings.checkpoints)
     return None
 
 

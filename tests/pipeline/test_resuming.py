@@ -76,6 +76,14 @@ def test_a_damaged_checkpoint_costs_the_time_since_the_one_before_it(
     assert "sha256 does not match. Going on from the checkpoint before it" in caplog.text
 
 
+def test_where_no_checkpoint_is_whole_a_life_does_not_begin_with_nothing_by_itself(
+    settings: Settings, learners: list[Learner]
+) -> None:
+    damage(write(settings, learners[0], "a"))
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints .* is whole.*--fresh"):
+        resumed(settings)
+
+
 def test_without_a_checkpoint_the_newest_whole_version_is_taken_up(
     settings: Settings, learners: list[Learner]
 ) -> None:
