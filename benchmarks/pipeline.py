@@ -29,6 +29,7 @@ from kafka import KafkaConsumer
 
 from benchmarks.harness import Report, interleaved, parser
 from consumers import columns as c
+from consumers.archive_reader import ALL_TIMES
 from consumers.batch import EntityBatch, EntityKind, EventBatch, Position, Positions
 from consumers.kafka_sink import LogPublisher
 from consumers.source import Batch, ForwardingSource, ReadAhead, Source
@@ -37,7 +38,8 @@ from pipeline.brokers import EmbeddedBroker
 from pipeline.config import Settings, load_settings, merge_settings
 from pipeline.demo import world_settings
 from pipeline.producing import make_topics
-from pipeline.running import build_daemon, kafka_source, parquet_source
+from pipeline.replaying import log_source
+from pipeline.running import build_daemon, kafka_source
 from pipeline.simulator import World, WorldConfig
 from pipeline.simulator.files import write_parquet
 
@@ -126,7 +128,7 @@ def prepare(report: Report, arguments: argparse.Namespace, folder: Path, servers
     report.say(f"simulating {arguments.events:,} events")
     log = folder / "log"
     write_parquet(World(WorldConfig(seed=arguments.seed)), arguments.events, log)
-    source = parquet_source(settings_of(folder / "decode", servers, ""), log, None, None)
+    source = log_source(settings_of(folder / "decode", servers, ""), str(log), ALL_TIMES)
     source.open({})
     batches = list(drained(source))
     source.close()
@@ -363,7 +365,7 @@ def catalogue(num_items: int, like: Sequence[Batch]) -> EntityBatch:
 
 def measure_stall(report: Report, arguments: argparse.Namespace) -> None:
     learner = large_learner(arguments)
-    num_bytes = sum(t.nbytes for part in learner.parts().values() for t in part.values())
+    num_bytes = size_of(learner)
     plain = torch.randint(256, (num_bytes,), dtype=torch.uint8)
     timings = interleaved({"copy of the state": learner.copy, "one copy": plain.clone}, _COPIES)
     rows = [(name, 1e3 * t.median_s, num_bytes / t.median_s / 1e9) for name, t in timings.items()]

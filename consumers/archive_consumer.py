@@ -31,6 +31,7 @@ from consumers.archive_sink import ArchiveSink, Partition
 from consumers.archive_store import ArchiveStore
 from consumers.errors import BrokerError, HsnnError, OffsetGapError, StateError
 from consumers.kafka_config import KafkaConfig
+from consumers.kafka_log import unreachable
 from consumers.schema import TableSchema
 
 log = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ class Archiver:
                 partition_assignment_strategy=[CooperativeStickyAssignor()],
             )
         except KafkaError as error:
-            raise self._unreachable(error) from error
+            raise unreachable(self._kafka, error) from error
         try:
             self._run(consumer)
         except FencedInstanceIdError as error:
@@ -161,7 +162,7 @@ class Archiver:
             ) from error
         except KafkaError as error:
             cause = error.__cause__  # kafka-python wraps what a rebalance listener raises
-            raise cause if isinstance(cause, HsnnError) else self._unreachable(error) from error
+            raise cause if isinstance(cause, HsnnError) else unreachable(self._kafka, error) from error
         finally:
             consumer.close(timeout_ms=_LAST_COMMIT_MS)
         return self.status
@@ -378,12 +379,6 @@ class Archiver:
             return None
         self._is_away = False
         return sum(max(0, int(end) - self.status.partitions[str(Partition(*tp))]) for tp, end in ends.items())
-
-    def _unreachable(self, error: KafkaError) -> BrokerError:
-        return BrokerError(
-            f"Kafka at {self._kafka.bootstrap_servers} failed us: {error!r}. Is it running, is "
-            "`bootstrap_servers` right, and do the security settings fit? `hsnn doctor` looks closer"
-        )
 
 
 def _log_commit(offsets: object, answer: object) -> None:

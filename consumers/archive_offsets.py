@@ -11,6 +11,7 @@ from kafka.errors import KafkaError
 
 from consumers.errors import BrokerError
 from consumers.kafka_config import KafkaConfig
+from consumers.kafka_log import unreachable
 
 _POLL_MS = 500
 _REQUEST_MS = 10_000
@@ -18,7 +19,7 @@ _STALL_S = 60.0
 """Longest wait for the next record of a range before the broker is taken for unreachable."""
 
 
-class KafkaLog:
+class OffsetReader:
     """Reads offsets of partitions; close it after use.
 
     Raises:
@@ -32,7 +33,7 @@ class KafkaLog:
         try:
             self._consumer = KafkaConsumer(**options)
         except KafkaError as error:
-            raise self._unreachable(error) from error
+            raise unreachable(self._config, error) from error
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int] | None:
         """First offset and end; None if there is no such partition."""
@@ -43,7 +44,7 @@ class KafkaLog:
             begin = self._consumer.beginning_offsets([tp], timeout_ms=_REQUEST_MS)[tp]
             end = self._consumer.end_offsets([tp], timeout_ms=_REQUEST_MS)[tp]
         except KafkaError as error:
-            raise self._unreachable(error) from error
+            raise unreachable(self._config, error) from error
         return int(begin), int(end)
 
     def between(self, topic: str, partition: int, first: int, after: int) -> npt.NDArray[np.int64]:
@@ -66,15 +67,9 @@ class KafkaLog:
                         f"{topic}:{partition}: no data for {_STALL_S:.0f} s, below offset {after}"
                     )
         except KafkaError as error:
-            raise self._unreachable(error) from error
+            raise unreachable(self._config, error) from error
         return np.array(found, dtype=np.int64)
 
     def close(self) -> None:
         """Leave Kafka."""
         self._consumer.close()
-
-    def _unreachable(self, error: KafkaError) -> BrokerError:
-        return BrokerError(
-            f"Kafka at {self._config.bootstrap_servers} failed us: {error!r}. Is it running, and is "
-            "`bootstrap_servers` right? `hsnn doctor` looks closer"
-        )

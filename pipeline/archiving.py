@@ -23,7 +23,7 @@ from consumers.archive_compact import Compactor
 from consumers.archive_config import ArchiveConfig
 from consumers.archive_consumer import Archiver, ArchiveStatus
 from consumers.archive_layout import open_archive, topics_of
-from consumers.archive_offsets import KafkaLog
+from consumers.archive_offsets import OffsetReader
 from consumers.archive_store import open_store
 from consumers.archive_verify import verify
 from consumers.batch import EntityKind
@@ -118,7 +118,7 @@ def verify_archive(path: str, kafka: KafkaConfig | None, *, deep: bool, quiet: b
         if kafka is None:
             report = verify(fs, root, deep=deep, advance=advance)
         else:
-            with closing(KafkaLog(kafka)) as held:
+            with closing(OffsetReader(kafka)) as held:
                 report = verify(fs, root, deep=deep, kafka=held, advance=advance)
     return report.as_json()
 

@@ -96,8 +96,6 @@ class Checkpointer:
         self.last_error: str | None = None
         """Why the newest checkpoint was not written; None once one was."""
         self._named_at_ms = 0
-        self._parent: str | None = None
-        self._has_parent = False
 
     def start(self) -> None:
         """Raises ``CheckpointError`` where nothing can be written at all: better now than in an hour."""
@@ -187,7 +185,7 @@ class Checkpointer:
         except CheckpointError as error:
             self._failed(order, error)
             return
-        self._unwritten, self._parent, self._has_parent = [], order.name, True
+        self._unwritten = []
         self._failing_since = self.last_error = None
         seconds = time.monotonic() - began
         self.last = Written(path, manifest, seconds, _size_of(path), wall_ms())
@@ -197,7 +195,7 @@ class Checkpointer:
     def _make_durable(self, order: _Order) -> tuple[Path, Manifest]:
         """The piece first: a checkpoint without its journal could not be replayed, a piece without its
         checkpoint is in nobody's history."""
-        parent = self._parent if self._has_parent else order.manifest.parent
+        parent = self.last.path.name if self.last is not None else order.manifest.parent
         manifest = replace(order.manifest, parent=parent)
         try:
             write_piece(self._folders.journal, Piece(order.name, parent, pa.concat_tables(self._unwritten)))

@@ -85,6 +85,11 @@ class Settings(BaseModel):
         return self.home / "journal"
 
     @property
+    def dead_letters(self) -> Path:
+        """Where bad input goes that comes from files."""
+        return self.home / "dead-letters.jsonl"
+
+    @property
     def status_file(self) -> Path:
         return self.home / "status.json"
 

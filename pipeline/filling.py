@@ -53,6 +53,6 @@ def _source(
         settings.items if settings.kafka.item_topic else None,
         settings.users if settings.kafka.user_topic else None,
         settings.trainer.batch_size,
-        FileDeadLetters(settings.home / "dead-letters.jsonl"),
+        FileDeadLetters(settings.dead_letters),
         stop_at=stop_at,
     )

@@ -149,7 +149,7 @@ def log_source(
             settings.items,
             settings.users,
             settings.trainer.batch_size,
-            _dead_letters(settings),
+            FileDeadLetters(settings.dead_letters),
             *window,
             topics=(kafka.event_topic, kafka.item_topic, kafka.user_topic),
         )
@@ -160,7 +160,7 @@ def log_source(
         settings.items,
         settings.users,
         settings.trainer.batch_size,
-        _dead_letters(settings),
+        FileDeadLetters(settings.dead_letters),
         *window,
         accept_gap=accept_gap,
     )
@@ -191,7 +191,7 @@ def _source(settings: Settings, replay: Replay, learner: Learner) -> Source:
     source = JournalSource(
         Archive(replay.source),
         settings.events,
-        _dead_letters(settings),
+        FileDeadLetters(settings.dead_letters),
         journal_tables(replay.journal, learner.parent),
         next_entry=learner.journal.next_entry,
         accept_gap=replay.accept_gap,
@@ -222,11 +222,6 @@ def _last_piece(folder: Path) -> str:
     if not names:
         raise ConfigError(f"--journal: {folder} holds no journal; its files are named step-...{SUFFIX}")
     return names[-1]
-
-
-def _dead_letters(settings: Settings) -> FileDeadLetters:
-    settings.home.mkdir(parents=True, exist_ok=True)
-    return FileDeadLetters(settings.home / "dead-letters.jsonl")
 
 
 class ActingSource(ForwardingSource):

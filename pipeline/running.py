@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from consumers.dead_letter import FileDeadLetters, KafkaDeadLetters
+from consumers.dead_letter import KafkaDeadLetters
 from consumers.kafka_log import look_at
 from consumers.kafka_source import KafkaSource
-from consumers.parquet_source import ParquetSource
 from consumers.schema import EventSchema
 from consumers.source import Source
 from consumers.writer_claim import WriterClaim
@@ -97,21 +95,4 @@ def kafka_source(
         breaker=settings.breaker,
         stop_when=stop_when,
         stop_at_end=stop_at_end,
-    )
-
-
-def parquet_source(
-    settings: Settings, path: Path, since_ms: int | None, until_ms: int | None
-) -> ParquetSource:
-    """A Parquet log; what cannot be read goes to a file in the home."""
-    settings.home.mkdir(parents=True, exist_ok=True)
-    return ParquetSource(
-        path,
-        settings.events,
-        settings.items,
-        settings.users,
-        settings.trainer.batch_size,
-        FileDeadLetters(settings.home / "dead-letters.jsonl"),
-        since_ms=since_ms,
-        until_ms=until_ms,
     )

@@ -16,7 +16,7 @@ from consumers import columns as c
 from consumers.archive_config import ArchiveConfig
 from consumers.archive_consumer import Archiver, ArchiveStatus
 from consumers.archive_layout import Commit, chain_problems, gaps, open_archive
-from consumers.archive_offsets import KafkaLog
+from consumers.archive_offsets import OffsetReader
 from consumers.archive_parquet import Flush, build_flush
 from consumers.archive_records import RecordReader
 from consumers.archive_store import LocalStore
@@ -130,7 +130,9 @@ def test_every_record_is_archived_once_as_it_was_sent(
     hours = {folder.removeprefix(f"topic={topic}/") for folder in folders}
     assert {"dt=2023-11-14/hour=22", "dt=2023-11-14/hour=20", "dt=2023-10-15/hour=22"} <= hours
     with_kafka = verify(
-        *open_archive(tmp_path), deep=True, kafka=KafkaLog(KafkaConfig(bootstrap_servers=bootstrap_servers))
+        *open_archive(tmp_path),
+        deep=True,
+        kafka=OffsetReader(KafkaConfig(bootstrap_servers=bootstrap_servers)),
     )
     assert with_kafka.problems == []
     assert sum(part.compared or 0 for part in with_kafka.partitions.values()) == 304

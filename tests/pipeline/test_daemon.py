@@ -8,6 +8,7 @@ from typing import Self
 import pytest
 from lives import BATCH, differing_tensors, newest, small_settings, write_log
 
+from consumers.archive_reader import ALL_TIMES
 from consumers.dead_letter import FileDeadLetters
 from consumers.errors import CheckpointError, TooManyRejects
 from consumers.parquet_source import ParquetSource
@@ -16,7 +17,8 @@ from consumers.testing import ScriptedSource
 from consumers.writer_claim import WriterClaim
 from pipeline.config import Settings
 from pipeline.daemon import Daemon
-from pipeline.running import build_daemon, parquet_source
+from pipeline.replaying import log_source
+from pipeline.running import build_daemon
 from pipeline.status import read_status
 from trainers.checkpoint import list_checkpoints, read_checkpoint
 
@@ -29,7 +31,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def daemon_on(log: Path, settings: Settings, resume: bool = True) -> Daemon:
-    return build_daemon(settings, parquet_source(settings, log, None, None), resume=resume)
+    return build_daemon(settings, log_source(settings, str(log), ALL_TIMES), resume=resume)
 
 
 def publishing_settings(home: Path, mlflow_uri: str) -> Settings:
@@ -163,7 +165,7 @@ def test_while_another_writer_may_have_taken_over_no_checkpoint_is_written_but_t
     settings = small_settings(tmp_path / "home")
     claim = Unconfirmed(settings.kafka, "a-lineage", "an-owner")
     assert not claim.is_confirmed
-    source = parquet_source(settings, log, None, None)
+    source = log_source(settings, str(log), ALL_TIMES)
     assert build_daemon(settings, source, claim=claim).run().trained == NUM_EVENTS
     (kept,) = list_checkpoints(settings.checkpoints)
     assert read_checkpoint(kept).manifest.events_trained == NUM_EVENTS

@@ -35,6 +35,7 @@ from streams import events, trained_learner
 from test_lives_on_kafka import dead_letters, trained_per_item
 
 from consumers import columns as c
+from consumers.archive_reader import ALL_TIMES
 from consumers.batch import EventBatch
 from consumers.codecs import encode_arrow
 from consumers.dead_letter import SUFFIX, DeadLetter, KafkaDeadLetters
@@ -49,7 +50,8 @@ from pipeline.brokers import ApacheKafka
 from pipeline.brokers import free_port as choose_free_port
 from pipeline.config import Settings, load_settings
 from pipeline.daemon import Daemon, Summary
-from pipeline.running import build_daemon, kafka_source, live_daemon, parquet_source
+from pipeline.replaying import log_source
+from pipeline.running import build_daemon, kafka_source, live_daemon
 from pipeline.status import read_status
 from trainers.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 from trainers.retention import RetentionConfig, prune_checkpoints
@@ -599,7 +601,7 @@ def test_a_registry_that_never_answers_neither_stalls_training_nor_keeps_the_dae
     log = write_log(tmp_path / "log", 3_000)
     with Proxy() as hung:
         settings = publishing(tmp_path / "home", f"http://{hung.address}", publish_timeout_s=1.0)
-        life = Inside(build_daemon(settings, parquet_source(settings, log, None, None), resume=False))
+        life = Inside(build_daemon(settings, log_source(settings, str(log), ALL_TIMES), resume=False))
         life.until(lambda: life.daemon.learner.trainer.events_trained == 3_000)
         began = time.monotonic()
         life.join()
@@ -619,7 +621,7 @@ def test_versions_wait_for_a_registry_that_is_away_and_catch_up_in_order(
     settings = publishing(tmp_path / "home", mlflow_uri)
     database = sqlite3.connect(mlflow_uri.removeprefix("sqlite:///"), check_same_thread=False)
     database.execute("BEGIN EXCLUSIVE")  # nobody else gets in
-    life = Inside(build_daemon(settings, parquet_source(settings, log, None, None), resume=False))
+    life = Inside(build_daemon(settings, log_source(settings, str(log), ALL_TIMES), resume=False))
     life.until(lambda: life.daemon.learner.trainer.events_trained == 3_000)
     assert life.daemon.versions.published == []
     assert life.daemon.versions.pending > 1
@@ -642,7 +644,7 @@ def test_a_version_that_a_killed_life_still_owed_is_published_by_the_next_one(
     settings = publishing(tmp_path / "home", mlflow_uri, publish_timeout_s=0.1)
     in_the_way = tmp_path / "mlartifacts"
     in_the_way.touch()
-    first = build_daemon(settings, parquet_source(settings, log, None, None), resume=False).run()
+    first = build_daemon(settings, log_source(settings, str(log), ALL_TIMES), resume=False).run()
     assert (first.trained, first.versions) == (1_000, [])
     no_publisher_left()  # its attempt in hand would succeed as soon as nothing is in the way
     in_the_way.unlink()

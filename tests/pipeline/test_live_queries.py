@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from lives import newest, small_settings, write_log
 
+from consumers.archive_reader import ALL_TIMES
 from consumers.errors import DataError
 from deploy.retrieval import Answer, Filters, Id
 from index_refresh.learner import Learner
 from pipeline.daemon import Daemon
 from pipeline.live_queries import LiveQueries
-from pipeline.running import build_daemon, parquet_source
+from pipeline.replaying import log_source
+from pipeline.running import build_daemon
 from tests.streams import TwoGroups, differing, trained_learner
 
 NEW = 9_001
@@ -163,7 +165,7 @@ def test_the_time_of_searches_is_told_once_there_is_one(queries: LiveQueries) ->
 def daemon(tmp_path: Path, mlflow_uri: str) -> Daemon:
     log = write_log(tmp_path / "log", 20_000)
     settings = small_settings(tmp_path / "home", registry={"tracking_uri": mlflow_uri})
-    return build_daemon(settings, parquet_source(settings, log, None, None))
+    return build_daemon(settings, log_source(settings, str(log), ALL_TIMES))
 
 
 def test_a_life_answers_while_it_trains_and_cancels_when_it_leaves(daemon: Daemon) -> None:

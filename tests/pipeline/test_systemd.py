@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from lives import small_settings, write_log
 
-from pipeline.running import build_daemon, parquet_source
+from consumers.archive_reader import ALL_TIMES
+from pipeline.replaying import log_source
+from pipeline.running import build_daemon
 from pipeline.systemd import ServiceManager
 
 
@@ -49,7 +51,7 @@ def test_a_life_is_ready_then_alive_then_leaving(
     said: list[str] = []
     listening = threading.Thread(target=until_stopping, args=(manager, said))
     listening.start()
-    build_daemon(settings, parquet_source(settings, log, None, None)).run()
+    build_daemon(settings, log_source(settings, str(log), ALL_TIMES)).run()
     listening.join()
     assert (said[0], said[-1]) == ("READY=1", "STOPPING=1")
     assert set(said[1:-1]) == {"WATCHDOG=1"}
