@@ -299,6 +299,10 @@ class Refresher:
         self.leaves = LeafLists(len(sizes))
         self._grow()
         self.leaves.place(state["rows"].numpy(), np.repeat(np.arange(len(sizes)), sizes))
+        self.load_whole(state)
+
+    def load_whole(self, state: dict[str, Tensor]) -> None:
+        """Take over everything but the members of the leaves."""
         self.epoch, self.codebook_version, *counts = state["scalars"].tolist()
         self.counts = Counter(dict(zip(COUNTED, counts, strict=True)))
         self._similarity_L = state["similarity"].clone()

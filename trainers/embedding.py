@@ -49,3 +49,4 @@ class StepRows:
         accumulator[self.rows_N] = squares
         step = gradient * (-learning_rate / (squares.sqrt() + EPSILON)).unsqueeze(1)
         weight.index_add_(0, self.rows_N, step)
+        self._table.touch(self.rows_N)

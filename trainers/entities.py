@@ -29,6 +29,7 @@ BORN = "born"
 LAST_SEEN = "last_seen"
 SEEN = "seen"
 NEVER = -1
+Table = GrowingRows | IdMap
 
 
 class Entities:
@@ -76,6 +77,7 @@ class Entities:
         self.rows[SLOTS][rows] = slots_NS
         self.rows[NUMBERS][rows] = numbers_NF
         self.rows[LAST_SEEN][rows] = time_ms
+        self.rows.touch(rows)
         return rows, new
 
     def remove(self, ids: Int64s) -> Int64s:
@@ -93,12 +95,14 @@ class Entities:
         """Count an event for each of ``rows`` (repeats allowed)."""
         self.rows[SEEN].index_add_(0, rows, torch.ones_like(rows))
         self.rows[LAST_SEEN][rows] = time_ms
+        self.rows.touch(rows)
 
     def date_undated(self, time_ms: int) -> None:
         """Let what came before the stream's first event have come at ``time_ms``."""
         for name in (BORN, LAST_SEEN):
             times = self.rows[name]
             times[times == 0] = time_ms
+        self.rows.touch_all()
 
     def live_rows(self) -> Int64s:
         return self.ids.live_rows()
@@ -111,6 +115,16 @@ class Entities:
     def _grow(self) -> None:
         self.rows.grow_to(self.ids.num_rows)
 
+    def tables(self) -> dict[str, Table]:
+        """Tables by the prefix of their keys in the state."""
+        features = self.features
+        return {
+            "rows.": self.rows,
+            "ids.": self.ids,
+            "features.": features.rows,
+            "features.ids.": features.ids,
+        }
+
     def state(self) -> dict[str, Tensor]:
         ids = {f"ids.{k}": torch.from_numpy(v) for k, v in self.ids.state().items()}
         return {**self.rows.state("rows."), **ids, **self.features.state("features.")}
@@ -119,6 +133,10 @@ class Entities:
         self.ids = IdMap.from_state(id_state(state, "ids."))
         self.rows.load(state, "rows.")
         self.features.load(state, "features.")
+
+    def load_whole(self, state: dict[str, Tensor]) -> None:
+        """Take over what is in no table."""
+        self.features.load_whole(state, "features.")
 
 
 class Items(Entities):
@@ -136,7 +154,10 @@ class Items(Entities):
         vector_dim: int,
         half_lives_events: tuple[float, ...],
     ) -> None:
-        more = {VECTOR: Column(torch.float32, vector_dim), BIAS: Column(torch.float32)}
+        more = {
+            VECTOR: Column(torch.float32, vector_dim, group=VECTOR),
+            BIAS: Column(torch.float32, group=VECTOR),
+        }
         super().__init__(features, embedding_dim, value_dim, more)
         self.met = DecayedCounts(half_lives_events)
         self.liked = DecayedCounts(half_lives_events)
@@ -163,6 +184,9 @@ class Items(Entities):
         idle = self.rows[LAST_SEEN][live] < time_ms
         return self.ids.ids_of(live[idle.numpy()])
 
+    def tables(self) -> dict[str, Table]:
+        return {**super().tables(), "met.": self.met.rows, "liked.": self.liked.rows}
+
     def state(self) -> dict[str, Tensor]:
         return {**super().state(), **self.met.state("met."), **self.liked.state("liked.")}
 
@@ -170,6 +194,11 @@ class Items(Entities):
         super().load(state)
         self.met.load(state, "met.")
         self.liked.load(state, "liked.")
+
+    def load_whole(self, state: dict[str, Tensor]) -> None:
+        super().load_whole(state)
+        self.met.load_clock(state, "met.")
+        self.liked.load_clock(state, "liked.")
 
 
 class Users(Entities):
@@ -189,6 +218,9 @@ class Users(Entities):
         freed = super().remove(ids)
         self.history.rows.reset(torch.from_numpy(freed))
         return freed
+
+    def tables(self) -> dict[str, Table]:
+        return {**super().tables(), "history.": self.history.rows}
 
     def state(self) -> dict[str, Tensor]:
         return {**super().state(), **self.history.rows.state("history.")}

@@ -148,6 +148,10 @@ class FeatureTable:
     def load(self, state: dict[str, Tensor], prefix: str) -> None:
         self.ids = IdMap.from_state(id_state(state, f"{prefix}ids."))
         self.rows.load(state, prefix)
+        self.load_whole(state, prefix)
+
+    def load_whole(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Take over what is in no table: the scale of numbers."""
         self._moments_3F = state[f"{prefix}moments"].numpy().copy()
 
 

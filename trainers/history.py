@@ -60,11 +60,14 @@ class UserHistory:
         place = (met[user_rows] + rank) % self.length
         self.rows["items"].numpy()[user_rows[last], place[last]] = item_rows[last]
         met[distinct] += times
+        self.rows.touch(distinct)
 
     def forget_items(self, item_rows: Tensor) -> None:
         """Empty every place that holds one of ``item_rows``: the row may soon belong to another item."""
         items = self.rows["items"]
-        items[torch.isin(items, item_rows.int())] = 0
+        forgotten = torch.isin(items, item_rows.int())
+        items[forgotten] = 0
+        self.rows.touch(torch.nonzero(forgotten.any(1)).squeeze(1))
 
 
 def _liked_before(users: Int64s, times_ms: Int64s, liked: npt.NDArray[np.bool_]) -> Int64s:

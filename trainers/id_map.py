@@ -8,13 +8,15 @@ loops below run once per probe distance, not once per id.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from consumers.errors import CheckpointError
+from trainers.touched import RowChanges, Touched
 
 Ids = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.int64]
@@ -46,6 +48,7 @@ class IdMap:
         self._live = np.zeros(capacity + 1, dtype=np.bool_)
         self._num_rows = 1
         self._free = np.zeros(0, dtype=np.int64)  # ascending
+        self._touched = Touched()
 
     def __len__(self) -> int:
         """Number of live ids."""
@@ -88,6 +91,7 @@ class IdMap:
         self._slots[slots] = _REMOVED
         self._live[rows] = False
         self._ids[rows] = 0
+        self._touched.note(rows)
         # Timsort of two ascending runs: linear, not n log n
         self._free = np.sort(np.concatenate([self._free, rows]), kind="stable")
         return rows
@@ -99,6 +103,42 @@ class IdMap:
     def live_rows(self) -> Rows:
         """Rows that an id owns, ascending."""
         return np.flatnonzero(self._live[: self._num_rows])
+
+    def watch(self) -> None:
+        """Remember from now on which rows get or lose an id, for ``take_changes``."""
+        self._touched.watch()
+
+    def take_changes(self) -> Iterator[tuple[str, RowChanges]]:
+        """Id and liveness of the rows that changed hands since the last call, as the one group."""
+        rows = self._touched.take()
+        written = {name: torch.from_numpy(values[rows]) for name, values in self.state().items()}
+        yield "", RowChanges(self._num_rows, rows, written)
+
+    def apply_changes(self, changes: RowChanges) -> Ids:
+        """Take over what ``take_changes`` of another map gave; the ids that left.
+
+        Raises:
+            CheckpointError: an id would have two rows.
+        """
+        rows, ids, live = changes.rows, changes.columns["ids"].numpy(), changes.columns["live"].numpy()
+        self._num_rows = max(self._num_rows, changes.num_rows)
+        self._make_room_for_rows()
+        left = self._ids[rows[self._live[rows]]]
+        self._slots[self._locate(left)] = _REMOVED
+        self._live[rows] = False
+        self._ids[rows] = ids
+        self._check_absent(ids[live])
+        # Those that come in now count as live already, as in ``find_or_add``.
+        free = ~self._live[: self._num_rows]
+        free[rows[live]] = False
+        self._free = np.flatnonzero(free)[1:]
+        self._enter(ids[live], rows[live])
+        return left
+
+    def _check_absent(self, ids: Ids) -> None:
+        twice = len(np.unique(ids)) < len(ids) or bool(self.find(ids).any())
+        if twice:
+            raise CheckpointError("id map: the changes give an id a second row")
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """``ids`` (int64) and ``live`` (bool), both by row; the rest follows from these. They share memory
@@ -159,6 +199,7 @@ class IdMap:
     def _enter(self, ids: Ids, rows: Rows) -> None:
         """Record ids that are not in the map; ``rows`` are theirs already."""
         self._ids[rows] = ids
+        self._touched.note(rows)
         if 2 * (self._used_slots + len(ids)) > len(self._slots):
             self._rehash(len(self))
         self._used_slots += self._place(ids, rows)

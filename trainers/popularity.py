@@ -48,6 +48,7 @@ class DecayedCounts:
         distinct, repeats = torch.unique(rows, return_counts=True)
         self.rows["count"][distinct] = self.read(distinct) + repeats.unsqueeze(1)
         self.rows["at"][distinct] = self.now
+        self.rows.touch(distinct)
 
     def _decay(self, elapsed: Tensor) -> Tensor:
         return torch.exp2(-elapsed.unsqueeze(-1) / self.half_lives).float()
@@ -58,5 +59,9 @@ class DecayedCounts:
 
     def load(self, state: dict[str, Tensor], prefix: str) -> None:
         self.rows.load(state, prefix)
+        self.load_clock(state, prefix)
+
+    def load_clock(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Take over how far the stream is, and nothing of the rows."""
         scalars = state[f"{prefix}clock"].clone()
         self.now, self.total_L = float(scalars[0]), scalars[1:]

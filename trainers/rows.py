@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from consumers.errors import CheckpointError
+from trainers.touched import Int64s, RowChanges, Touched
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Column:
     """Values a row; None makes the column 1-D, ``[rows]`` rather than ``[rows, width]``."""
     fill: float | int = 0
     """What a row holds before anything is written to it."""
+    group: str = ""
+    """Columns that are written together; a delta carries a row's columns of one group or none of them."""
 
     def filled(self, num_rows: int, device: torch.device) -> Tensor:
         """``num_rows`` rows of ``fill``."""
@@ -45,6 +49,7 @@ class GrowingRows:
         self._device = torch.device(device)
         self._num_rows = self._capacity = num_rows
         self._tensors = self._filled(num_rows)
+        self._touched = {column.group: Touched() for column in columns.values()}
 
     @property
     def num_rows(self) -> int:
@@ -65,6 +70,47 @@ class GrowingRows:
         """Put ``rows`` (int64) back to ``fill``, in every column."""
         for name, column in self._columns.items():
             self[name].index_fill_(0, rows, column.fill)
+        for touched in self._touched.values():
+            touched.note(rows)
+
+    # -- what was written ----------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Remember from now on which rows are written, for ``take_changes``."""
+        for touched in self._touched.values():
+            touched.watch()
+
+    def touch(self, rows: Tensor | Int64s, group: str = "") -> None:
+        """Note that columns of ``group`` were written in ``rows``; whoever writes to a column must say so."""
+        self._touched[group].note(rows)
+
+    def touch_all(self) -> None:
+        """Every row was written, in every column."""
+        for touched in self._touched.values():
+            touched.note(np.arange(self._num_rows))
+
+    def take_changes(self) -> Iterator[tuple[str, RowChanges]]:
+        """Copies of the rows written since the last call, by group of columns."""
+        for group, touched in self._touched.items():
+            rows = touched.take()
+            at = torch.from_numpy(rows)
+            written = {name: self[name][at] for name, col in self._columns.items() if col.group == group}
+            yield group, RowChanges(self._num_rows, rows, written)
+
+    def apply_changes(self, changes: RowChanges) -> None:
+        """Write what ``take_changes`` of another table gave, which held before what this one holds.
+
+        Raises:
+            CheckpointError: a column is not of this table, or of another dtype or width.
+        """
+        self.grow_to(changes.num_rows)
+        rows = torch.from_numpy(changes.rows)
+        for name in changes.columns:
+            if name not in self._columns:
+                raise CheckpointError(f"column {name!r} is in the changes, but not in this table")
+            self[name][rows] = _saved_column(changes.columns, name, self._columns[name])
+
+    # -- state ---------------------------------------------------------------------------------------------
 
     def state(self, prefix: str = "") -> dict[str, Tensor]:
         """Every column under ``prefix + name``; they share memory with the rows: copy before those change.

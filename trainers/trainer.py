@@ -16,7 +16,7 @@ from torch import Tensor
 from consumers import columns as c
 from consumers.batch import EntityBatch, EntityKind, EventBatch
 from trainers.embedding import StepRows
-from trainers.entities import BIAS, BORN, NEVER, VECTOR, Items, Users
+from trainers.entities import BIAS, BORN, NEVER, VECTOR, Items, Table, Users
 from trainers.features import FeatureTable, Int64s
 from trainers.hsnn import HSNN, HSNNConfig, ItemSide, UserSide
 from trainers.inputs import FeatureSets, TowerInputs, UserRequest
@@ -142,6 +142,7 @@ class OnlineTrainer:
         side = self.item_side(rows_C)
         self.items.rows[VECTOR][rows_C] = side.vectors_CV
         self.items.rows[BIAS][rows_C] = side.bias_C
+        self.items.rows.touch(rows_C, VECTOR)
         return side
 
     # -- learning --------------------------------------------------------------------------------------
@@ -193,14 +194,31 @@ class OnlineTrainer:
             },
         }
 
+    def tables(self) -> dict[str, Table]:
+        """Tables by part of the state and the prefix of their keys in it, with a slash between."""
+        context: dict[str, Table] = {"context.": self.context.rows, "context.ids.": self.context.ids}
+        by_part = {"items": self.items.tables(), "users": self.users.tables(), "trainer": context}
+        return {f"{part}/{prefix}": table for part, held in by_part.items() for prefix, table in held.items()}
+
     def load(self, parts: dict[str, dict[str, Tensor]]) -> None:
         self.model.load_state_dict(parts["model"])
         self._load_optimizer(parts["optimizer"])
         self.items.load(parts["items"])
         self.users.load(parts["users"])
         self.context.load(parts["trainer"], "context.")
-        self.generator.set_state(parts["trainer"]["random"])
-        self.step, self.events_trained, self.watermark_ms = parts["trainer"]["scalars"].tolist()
+        self._load_scalars(parts["trainer"])
+
+    def load_whole(self, parts: dict[str, dict[str, Tensor]]) -> None:
+        """Take over what is in no table: networks, clocks, scales of numbers."""
+        self.model.load_state_dict(parts["model"])
+        self.items.load_whole(parts["items"])
+        self.users.load_whole(parts["users"])
+        self.context.load_whole(parts["trainer"], "context.")
+        self._load_scalars(parts["trainer"])
+
+    def _load_scalars(self, saved: dict[str, Tensor]) -> None:
+        self.generator.set_state(saved["random"])
+        self.step, self.events_trained, self.watermark_ms = saved["scalars"].tolist()
 
     def _optimizer_state(self) -> dict[str, Tensor]:
         named = dict(self.model.named_parameters())
