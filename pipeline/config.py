@@ -18,6 +18,7 @@ from consumers.batch import EntityKind
 from consumers.breaker import BreakerConfig
 from consumers.kafka_config import KafkaConfig
 from consumers.schema import EntitySchema, EventSchema
+from deploy.deltas.config import DeltasConfig
 from deploy.registry_config import RegistryConfig
 from index_refresh.evaluation import EvaluationConfig
 from index_refresh.learner import LearnerConfig
@@ -73,6 +74,7 @@ class Settings(BaseModel):
     )
     retention: RetentionConfig = Field(default_factory=RetentionConfig)
     archive: ArchiveConfig = Field(default_factory=ArchiveConfig)
+    deltas: DeltasConfig = Field(default_factory=DeltasConfig)
     http: HttpConfig = Field(default_factory=HttpConfig)
     registry: RegistryConfig = Field(default_factory=RegistryConfig)
 

@@ -2,6 +2,7 @@
 
     consumer thread       polls, decodes, fills a bounded queue           consumers/kafka_source.py
     this thread           answers, learns, refreshes; owns all state      index_refresh/learner.py
+    deltas thread         what servers need between versions              deploy/deltas/emitter.py
     checkpointer thread   copies of the state to disk, verified           pipeline/saving.py, checkpointer.py
     publisher thread      versions to the MLflow registry, in order       deploy/publisher.py
     scheduler thread      raises flags, touches nothing                   pipeline/scheduler.py
@@ -29,6 +30,7 @@ from consumers.writer_claim import WriterClaim
 from index_refresh.learner import Learner
 from pipeline.checkpointer import Written
 from pipeline.config import Settings
+from pipeline.deltas import Deltas
 from pipeline.durations import Durations
 from pipeline.freshness import Freshness
 from pipeline.home_lock import sole_writer
@@ -81,8 +83,11 @@ class Daemon:
         self.queries = LiveQueries(learner)
         self._freshness = Freshness()
         self._cadences = Cadences.of(settings.cadence)
+        self._deltas = Deltas(settings, learner, lambda: self._is_sole_writer)
         self._saving = Saving(
-            settings, learner, versions, source.commit, lambda: self._is_sole_writer, after_checkpoint
+            *(settings, learner, versions, source.commit, lambda: self._is_sole_writer),
+            at_checkpoint=self._deltas.at_checkpoint,
+            after_checkpoint=after_checkpoint,
         )
         self._rate = RateMeter()
         self._began = time.monotonic()
@@ -185,6 +190,7 @@ class Daemon:
 
     def _keep_time(self) -> None:
         self._check_others()
+        self._deltas.keep_time()
         if self._cadences.take("status"):
             self._write_status()
         if self._cadences.take("prune"):
@@ -210,6 +216,7 @@ class Daemon:
     def _start(self) -> None:
         self._began = time.monotonic()
         self._saving.start()
+        self._deltas.start()
         self.versions.start(resumed=self.learner.parent is not None)
         self._cadences.start()
         self._http.start()
@@ -228,6 +235,7 @@ class Daemon:
         self._cadences.stop()
         try:
             self._saving.close()
+            self._deltas.close()
         finally:
             self.source.close()
             self.queries.close()
@@ -246,6 +254,7 @@ class Daemon:
             "watermark_ms": self.learner.trainer.watermark_ms,
             "index_epoch": self.learner.refresher.epoch,
             **self._saving.figures(),
+            **self._deltas.figures(),
             "is_sole_writer": self._is_sole_writer,
             **_distant(self.source),
             "step_seconds": self._steps.report(),

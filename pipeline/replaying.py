@@ -167,7 +167,8 @@ def log_source(
 
 
 def _for_replay(settings: Settings, replay: Replay) -> Settings:
-    """By a journal the clock asks nothing of the index: the journal says when it did."""
+    """By a journal the clock asks nothing of the index: the journal says when it did. And servers follow the
+    daemon: nobody serves what is on its way through the past."""
     changes: dict[str, Any] = {}
     if replay.publish is not None:
         changes["publish_at_end"] = replay.publish
@@ -175,7 +176,9 @@ def _for_replay(settings: Settings, replay: Replay) -> Settings:
         changes |= {"publish_every_s": None, "publish_every_events": None, "publish_cron": None}
     if replay.journal is not None:
         changes |= {"sweep_every_s": None, "rebalance_every_s": None, "expire_every_s": None}
-    return settings.model_copy(update={"cadence": settings.cadence.model_copy(update=changes)})
+    cadence = settings.cadence.model_copy(update=changes)
+    deltas = settings.deltas.model_copy(update={"target": None})
+    return settings.model_copy(update={"cadence": cadence, "deltas": deltas})
 
 
 def _source(settings: Settings, replay: Replay, learner: Learner) -> Source:

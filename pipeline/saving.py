@@ -28,6 +28,7 @@ class Saving:
         versions: takes checkpoints that are to be versions.
         commit: hears the positions of each durable checkpoint, for lag dashboards.
         is_sole_writer: False while another writer may have taken over unheard; nothing is written then.
+        at_checkpoint: hears the name of each checkpoint at the instant that it is of, in the training thread.
         after_checkpoint: hears of each durable checkpoint, in the checkpointer's thread.
     """
 
@@ -38,10 +39,12 @@ class Saving:
         versions: Versions,
         commit: Callable[[Positions], None],
         is_sole_writer: Callable[[], bool],
+        at_checkpoint: Callable[[str], None] = lambda name: None,
         after_checkpoint: Callable[[Written], None] | None = None,
     ) -> None:
         self._learner, self._versions = learner, versions
         self._commit, self._after_checkpoint = commit, after_checkpoint
+        self._at_checkpoint = at_checkpoint
         self._is_sole_writer = is_sole_writer
         self._checkpointer = Checkpointer(
             Folders(settings.checkpoints, settings.journal),
@@ -104,12 +107,13 @@ class Saving:
             self._resumed_from = None
         self._versions.note(self._learner.metrics())
         pictures = self._versions.pictures(self._learner) if publish else {}
-        self._checkpointer.take(
+        name = self._checkpointer.take(
             self._learner,
             lambda written: self._written(written, pictures, publish),
             lambda: self._lost.put(publish),
             boundary_ms,
         )
+        self._at_checkpoint(name)
 
     def leave(self) -> None:
         """Keep what was learnt before something else failed; the next life need not learn it again."""

@@ -11,13 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumers.errors import CheckpointError, ConfigError, StateError
+from consumers.kafka_config import KafkaConfig
 from deploy.deltas.config import DeltasConfig
 from deploy.deltas.delta import Delta, DeltaName, decode, encode
 from deploy.deltas.emitter import Emitter
 from deploy.deltas.replica import Found, Replica, next_delta
 from deploy.deltas.store import DeltaStore, FolderStore
+from deploy.deltas.topic_store import open_deltas
 from index_refresh.changes import served_state
 from index_refresh.learner import Learner
+from tests.conftest import MakeTopic
 from tests.worlds import CONTEXT, TinyWorld
 from trainers.checkpoint import read_checkpoint
 
@@ -261,6 +264,58 @@ def test_no_damaged_delta_is_read(content: tuple[DeltaName, bytes], data: st.Dat
         body = body[: data.draw(st.integers(0, len(body) - 1))]
     with pytest.raises(CheckpointError, match="one: is"):
         decode(bytes(body), "one")
+
+
+class DeltaStoreContract:
+    """What servers and trainers rely on, whatever the store."""
+
+    FIRST, SECOND = DeltaName(0, 5, "a" * 64), DeltaName(5, 1_000_000_000_000, "b" * 64)
+
+    def test_a_delta_is_listed_in_order_and_comes_back(self, store: DeltaStore) -> None:
+        assert store.names("line") == []
+        store.append("line", self.SECOND, b"second")
+        store.append("line", self.FIRST, b"first")
+        assert store.names("line") == [self.FIRST, self.SECOND]
+        assert store.read("line", self.FIRST) == b"first"
+
+    def test_lineages_do_not_mix(self, store: DeltaStore) -> None:
+        store.append("line", self.FIRST, b"first")
+        store.append("line2", self.SECOND, b"second")
+        assert store.names("line") == [self.FIRST]
+        assert store.names("lin") == []
+
+    def test_what_is_removed_is_gone_and_may_be_removed_again(self, store: DeltaStore) -> None:
+        store.append("line", self.FIRST, b"first")
+        store.append("line", self.SECOND, b"second")
+        store.remove("line", [self.FIRST])
+        store.remove("line", [self.FIRST])
+        assert store.names("line") == [self.SECOND]
+        assert store.read("line", self.FIRST) is None
+
+    def test_appending_again_changes_nothing(self, store: DeltaStore) -> None:
+        for _ in range(2):
+            store.append("line", self.FIRST, b"first")
+        assert store.names("line") == [self.FIRST]
+        assert store.read("line", self.FIRST) == b"first"
+
+
+class TestFolderStore(DeltaStoreContract):
+    """A local folder."""
+
+
+class TestTopicStore(DeltaStoreContract):
+    """A topic of the embedded broker and of genuine Kafka."""
+
+    @pytest.fixture
+    def store(self, make_topic: MakeTopic, bootstrap_servers: str) -> Iterable[DeltaStore]:  # type: ignore[override]
+        topic = make_topic(1, **{"cleanup.policy": "compact"})
+        found = open_deltas(f"kafka:{topic}", KafkaConfig(bootstrap_servers=bootstrap_servers))
+        yield found
+        found.close()
+
+
+def test_a_target_without_a_scheme_is_a_folder(tmp_path: Path) -> None:
+    assert isinstance(open_deltas(str(tmp_path), KafkaConfig()), FolderStore)
 
 
 def test_old_and_many_deltas_leave_and_the_newest_stay(life: Life, store: FolderStore) -> None:
