@@ -8,10 +8,11 @@ a crash of the trainer undid.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from consumers.batch import Position
 from consumers.errors import CheckpointError
 from index_refresh.changes import Changes, LeafChanges
 from trainers.touched import RowChanges
@@ -69,6 +71,8 @@ class Header:
     watermark_ms: int
     index_epoch: int
     created_ms: int
+    positions: Mapping[str, Position] = field(default_factory=dict)
+    """Where the stream goes on at its end, as in a checkpoint."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Of the instant at which it ends."""
 
@@ -90,7 +94,8 @@ def encode(header: Header, changes: Changes) -> tuple[DeltaName, bytes]:
     """Name and content."""
     sizes: dict[str, int] = {}
     tensors = dict(_tensors(changes, sizes))
-    told = orjson.dumps({"header": asdict(header), "num_rows": sizes}, option=orjson.OPT_SERIALIZE_NUMPY)
+    positions = {key: list(at) for key, at in header.positions.items()}
+    told = orjson.dumps({"header": {**asdict(header), "positions": positions}, "num_rows": sizes})
     body = save(tensors, metadata={_METADATA: told.decode()})
     digest = hashlib.sha256(body)
     content = b"".join([MAGIC, digest.digest(), body])
@@ -112,9 +117,15 @@ def decode(content: bytes, source: str) -> Delta:
         raise CheckpointError(f"{source}: is truncated or was altered; its sha256 does not match")
     try:
         told = orjson.loads(_metadata(body)[_METADATA])
-        return Delta(Header(**told["header"]), _changes(load(body), told["num_rows"]), digest.hexdigest())
+        return Delta(_header(told["header"]), _changes(load(body), told["num_rows"]), digest.hexdigest())
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: is no delta of this version of the program: {error}") from error
+
+
+def _header(told: dict[str, Any]) -> Header:
+    metrics = {name: math.nan if value is None else value for name, value in told.pop("metrics").items()}
+    positions = {key: Position(*at) for key, at in told.pop("positions").items()}
+    return Header(**told, positions=positions, metrics=metrics)
 
 
 def _metadata(body: bytes) -> dict[str, str]:

@@ -145,6 +145,7 @@ class Emitter:
             watermark_ms=learner.trainer.watermark_ms,
             index_epoch=learner.refresher.epoch,
             created_ms=wall_ms(),
+            positions=dict(learner.positions),
             metrics=learner.evaluator.metrics(),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from consumers.batch import Positions
 from consumers.errors import CheckpointError, StateError
 from deploy.deltas.delta import Delta, DeltaName, Header, decode
 from deploy.deltas.store import DeltaStore
@@ -45,14 +46,29 @@ class Replica(Retrieval):
 
     def __init__(self, base: Checkpoint, model_version: str) -> None:
         self.model_version = model_version
-        manifest = base.manifest
-        self._learner = Learner.restore(replace(base, parts={**base.parts, "optimizer": {}}))
+        self.manifest = manifest = base.manifest
+        self.learner = Learner.restore(replace(base, parts={**base.parts, "optimizer": {}}))
         self.place = Place(manifest.lineage, manifest.next_entry, checkpoint=base.name)
         self.header: Header | None = None
         """Of the last delta applied."""
+        self._passed = {base.name}
         self.is_usable = True
         """False once a delta broke off half-way; then only a new replica helps."""
-        super().__init__(self._learner, self._now)
+        super().__init__(self.learner, self._now)
+
+    @property
+    def index_epoch(self) -> int:
+        return self.learner.refresher.epoch
+
+    @property
+    def positions(self) -> Positions:
+        """Up to where the stream is in it."""
+        return dict(self.manifest.positions if self.header is None else self.header.positions)
+
+    def passed(self, checkpoint: str) -> bool:
+        """Whether this state is a checkpoint's and the deltas behind it: then a version made of that
+        checkpoint need not be loaded to be served."""
+        return checkpoint in self._passed
 
     def apply(self, delta: Delta) -> None:
         """Raises ``CheckpointError`` where it was not cut from this very state, or does not fit; in the
@@ -60,11 +76,13 @@ class Replica(Retrieval):
         if not self.place.is_followed_by(delta.header):
             raise CheckpointError(f"delta {delta.name}: does not follow entry {self.place.entry}")
         self.is_usable = False
-        apply_changes(self._learner, delta.changes)
+        apply_changes(self.learner, delta.changes)
         self.place, self.header, self.is_usable = self.place.behind(delta), delta.header, True
+        if delta.header.checkpoint is not None:
+            self._passed.add(delta.header.checkpoint)
 
     def _now(self) -> Current:
-        learner = self._learner
+        learner = self.learner
         search = BeamSearch(learner.trainer.model, learner.refresher.view(), learner.evaluator.config.beams)
         return Current(search, self.model_version, learner.refresher.epoch)
 

@@ -79,11 +79,11 @@ def replica_of(path: Path) -> Replica:
 
 
 def assert_same_state(replica: Replica, learner: Learner) -> None:
-    ours, theirs = served_state(replica._learner), served_state(learner)
+    ours, theirs = served_state(replica.learner), served_state(learner)
     assert ours.keys() == theirs.keys()
     different = [k for k in ours if not torch.equal(bits(ours[k]), bits(theirs[k]))]
     assert different == []
-    assert replica._learner.trainer.items.names == learner.trainer.items.names
+    assert replica.learner.trainer.items.names == learner.trainer.items.names
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -218,7 +218,7 @@ def test_a_delta_of_another_state_is_refused_and_changes_nothing(life: Life, sto
     with pytest.raises(CheckpointError, match="does not follow"):
         replica.apply(second)
     assert replica.is_usable
-    assert_same_state(replica, other._learner)
+    assert_same_state(replica, other.learner)
     replica.apply(first)
 
 

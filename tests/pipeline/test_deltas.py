@@ -55,7 +55,7 @@ def test_from_every_checkpoint_deltas_lead_to_the_state_at_the_end(
     assert len(checkpoints) > 3
     end = served_state(Learner.restore(read_checkpoint(checkpoints[-1])))
     for base in checkpoints[:-1]:
-        reached = served_state(caught_up(base, settings)._learner)
+        reached = served_state(caught_up(base, settings).learner)
         assert [key for key in end if not end[key].equal(reached[key])] == []
     status = read_status(settings.status_file)
     assert status["deltas_written"] > len(checkpoints)
@@ -69,5 +69,5 @@ def test_the_next_life_goes_on_with_the_chain(settings: Settings, tmp_path: Path
     live(settings, long)
     assert newest(settings.home).manifest.events_trained == NUM_EVENTS
     end = served_state(Learner.restore(newest(settings.home)))
-    reached = served_state(caught_up(base, settings)._learner)
+    reached = served_state(caught_up(base, settings).learner)
     assert [key for key in end if not end[key].equal(reached[key])] == []
