@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 
 import mlflow.pyfunc
 import pandas as pd
@@ -18,6 +16,7 @@ import deploy
 import index_refresh
 import trainers
 from deploy import pyfunc_model
+from deploy.model_code import copy_code
 from deploy.registry import mlflow_errors
 from deploy.retriever import ARTIFACT, Retriever, checkpoint_of_model
 from trainers.checkpoint import read_checkpoint
@@ -61,7 +60,7 @@ def write_model(
             path=str(folder),
             mlflow_model=Model(model_id=model_id or None, run_id=run_id or None),
             python_model=str(Path(pyfunc_model.__file__)),
-            code_paths=[str(_source_of(package, Path(code))) for package in CODE_PACKAGES],
+            code_paths=[str(folder) for folder in copy_code(CODE_PACKAGES, Path(code))],
             artifacts={ARTIFACT: str(checkpoint)},
             signature=pyfunc_model.SIGNATURE,
             input_example=(example, {pyfunc_model.K: pyfunc_model.DEFAULT_K}),
@@ -80,14 +79,3 @@ def _write_pictures(folder: Path, pictures: Mapping[str, bytes]) -> None:
 def pinned_requirements() -> list[str]:
     """The installed versions, without local labels such as ``+cpu``, which public indexes do not serve."""
     return [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]
-
-
-def _source_of(package: ModuleType, folder: Path) -> Path:
-    """A copy of a package's Python files; the rest of its folder is for operators, not for a model."""
-    (source,) = package.__path__
-    target = folder / package.__name__
-    for path in sorted(Path(source).rglob("*.py")):
-        copy = target / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-    return target

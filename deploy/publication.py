@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,8 +19,12 @@ from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 
 from consumers.batch import Positions
 from consumers.errors import StateError
+from deploy.gate import WAITING_REASON, GateResult
+from deploy.gate_config import GateMode
+from deploy.gate_window import WINDOW_METRIC, Decision, decide
 from deploy.model_files import PICTURES, write_model
-from deploy.registry import METRIC_TAG, WINDOW_METRIC, Decision, Registry, decide, mlflow_errors
+from deploy.registry import CHECKPOINT_TAG, GATE_REASON, GATE_RESULT, LIFE, Registry, Version, mlflow_errors
+from deploy.version_facts import BYTES, build_tags, data_tags, description, metric_tags
 from trainers.checkpoint import MANIFEST
 from trainers.manifest import Manifest
 
@@ -29,7 +33,6 @@ logger = logging.getLogger(__name__)
 Picture = bytes | Callable[[], bytes]
 """A PNG, or what draws it: drawing takes tens of milliseconds that a training thread should not spend."""
 
-CHECKPOINT_TAG = "checkpoint"
 OFFSETS_FILE = "offsets.json"
 # MLflow takes longer values, but cuts some of them off without a word.
 MAX_TAG = 5_000
@@ -49,6 +52,8 @@ class Publication:
     tags: Mapping[str, str]
     model_id: str | None = None
     uploaded: bool = False
+    num_bytes: int = 0
+    """Of all the files, once uploaded."""
     number: int | None = None
     decision: Decision | None = None
 
@@ -73,40 +78,52 @@ class Publication:
         return cls(checkpoint, manifest, pictures, finite, tags)
 
 
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
 class Run:
-    """The MLflow run of this life of the daemon, made when the first version needs it."""
+    """The MLflow run that versions belong to: one a life and UTC day, made when a version needs it.
+
+    A run for months would hold so many points of its curves that MLflow takes seconds to draw them.
+    """
 
     def __init__(
-        self, registry: Registry, name: str, config: Mapping[str, Any], tags: Mapping[str, str]
+        self,
+        registry: Registry,
+        name: str,
+        config: Mapping[str, Any],
+        tags: Mapping[str, str],
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self.registry = registry
         self.id = ""
-        self._name, self._config, self._tags = name, config, tags
+        self._name, self._config, self._tags, self._clock = name, config, tags, clock
         self._experiment_id = ""
         self._configured = False
-        self._last_number: int | None = None
+        self._day: date | None = None
+        self._life, self._run_before = "", ""
+        self._last: Version | None = None
 
-    def push(self, publication: Publication, gate: bool) -> int:
+    def push(self, publication: Publication, gate: GateMode) -> int:
         """Bring ``publication`` into the registry; the version's number.
 
         Raises:
             RegistryError: MLflow failed; call again to go on.
             StateError: the checkpoint cannot be used.
         """
-        self._ensure()
+        self._ensure(may_roll=publication.model_id is None)
         if publication.model_id is None:
             publication.model_id = self._new_logged_model(publication)
         if not publication.uploaded:
             self._upload(publication, publication.model_id)
             publication.uploaded = True
         if publication.number is None:
-            tags = self._version_tags(publication)
-            new = self.registry.register(publication.model_id, self.id, tags, _description(publication))
-            publication.number = new.number
+            self._last = self._register(publication, publication.model_id, gate)
+            publication.number = self._last.number
         self.registry.challenge(publication.number)
-        if gate:
+        if gate == "window":
             self._judge(publication, publication.number)
-        self._last_number = publication.number
         return publication.number
 
     def end(self, status: str) -> None:
@@ -115,21 +132,34 @@ class Run:
             with self._doing("end the run"):
                 self.registry.client.set_terminated(self.id, status)
 
-    def _ensure(self) -> None:
+    def _ensure(self, may_roll: bool) -> None:
+        """A version's figures and files stay in one run, so only between two versions may a new one begin."""
+        if may_roll and self._day not in (None, self._clock().date()):
+            self.end("FINISHED")
+            self._run_before, self.id, self._configured = self.id, "", False
         with self._doing("start a run"):
             if not self.id:
-                self._experiment_id = self.registry.experiment_id()
-                run = self.registry.client.create_run(self._experiment_id, run_name=self._name)
-                self.id = run.info.run_id
+                self.id = self._new_run()
             if not self._configured:
                 self._log_config()
                 self._configured = True
+
+    def _new_run(self) -> str:
+        self._experiment_id = self.registry.experiment_id()
+        now = self._clock()
+        name = f"{self._name} {now:%Y-%m-%dT%H:%M:%SZ}"
+        made = self.registry.client.create_run(self._experiment_id, run_name=name)
+        self._day, self._life = now.date(), self._life or made.info.run_id
+        return str(made.info.run_id)
 
     def _log_config(self) -> None:
         params = [Param(key, value[:MAX_PARAM]) for key, value in flattened(self._config)]
         for start in range(0, len(params), PARAMS_A_CALL):
             self.registry.client.log_batch(self.id, params=params[start : start + PARAMS_A_CALL])
-        tags = [RunTag(key, value) for key, value in self._tags.items()]
+        of_run = {LIFE: self._life, **build_tags(), **self._tags}
+        if self._run_before:
+            of_run["run.before"] = self._run_before
+        tags = [RunTag(key, value) for key, value in of_run.items()]
         self.registry.client.log_batch(self.id, tags=tags)
 
     def _new_logged_model(self, publication: Publication) -> str:
@@ -150,6 +180,7 @@ class Run:
             model = Path(folder) / "model"
             write_model(publication.checkpoint, model, pictures, model_id, self.id)
             (model / OFFSETS_FILE).write_bytes(_offsets(publication.manifest.positions))
+            publication.num_bytes = sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
             with self._doing("upload a version"):
                 client.log_model_artifacts(model_id, str(model))
                 client.finalize_logged_model(model_id, "READY")
@@ -171,27 +202,30 @@ class Run:
         verdict = "promoted" if decision.promote else "not promoted"
         logger.info("version %d %s: %s", number, verdict, decision.reason)
 
+    def _register(self, publication: Publication, model_id: str, gate: GateMode) -> Version:
+        tags = {**self._version_tags(publication), BYTES: str(publication.num_bytes)}
+        if gate == "trial":
+            tags |= {GATE_RESULT: GateResult.PENDING, GATE_REASON: WAITING_REASON}
+        return self.registry.register(model_id, self.id, tags, description(tags, publication.metrics))
+
     def _version_tags(self, publication: Publication) -> dict[str, str]:
         manifest = publication.manifest
-        parent = self._parent_number(manifest)
         return {
             CHECKPOINT_TAG: publication.checkpoint.name,
-            "data.watermark": _iso(manifest.watermark_ms),
+            **data_tags(manifest, publication.metrics, self._parent(manifest)),
             "kafka.offsets": offsets_tag(manifest.positions),
             "index.epoch": str(manifest.index_epoch),
             "step": str(manifest.step),
-            "events.trained": str(manifest.events_trained),
-            **({} if parent is None else {"parent.version": str(parent)}),
-            **{f"{METRIC_TAG}{name}": f"{value:.6g}" for name, value in publication.metrics.items()},
+            **build_tags(),
+            **metric_tags(publication.metrics),
             **publication.tags,
         }
 
-    def _parent_number(self, manifest: Manifest) -> int | None:
+    def _parent(self, manifest: Manifest) -> Version | None:
         """The version before: of this life, or the one made of the checkpoint that this life went on from."""
-        if self._last_number is not None or manifest.parent is None:
-            return self._last_number
-        same = [v.number for v in self.registry.versions() if v.tags.get(CHECKPOINT_TAG) == manifest.parent]
-        return max(same, default=None)
+        if self._last is not None or manifest.parent is None:
+            return self._last
+        return next(reversed(self.registry.by_checkpoint(manifest.parent)), None)
 
     def _doing(self, what: str) -> Any:
         return mlflow_errors(what, self.registry.tracking_uri)
@@ -233,17 +267,5 @@ def _metrics(publication: Publication, model_id: str, run_id: str) -> Iterator[M
         yield Metric(name, value, now_ms, step, model_id=model_id, run_id=run_id)
 
 
-def _description(publication: Publication) -> str:
-    manifest = publication.manifest
-    return (
-        f"{manifest.events_trained:,} events trained, data until {_iso(manifest.watermark_ms)}, "
-        f"checkpoint {publication.checkpoint.name}."
-    )
-
-
 def _drawn(picture: Picture) -> bytes:
     return picture if isinstance(picture, bytes) else picture()
-
-
-def _iso(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1_000, UTC).isoformat(timespec="milliseconds")

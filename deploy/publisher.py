@@ -8,13 +8,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from consumers.errors import RegistryError, StateError
+from deploy.gate_config import GateMode
 from deploy.publication import Picture, Publication, Run
 from deploy.registry import Registry
 
@@ -35,7 +36,11 @@ class PublisherConfig(BaseModel):
         default=1.0, gt=0, description="Wait after the first failure; doubles after each"
     )
     last_retry_s: float = Field(default=60.0, gt=0, description="Longest wait between attempts")
-    gate: bool = Field(default=True, description="Promote versions that pass the gate; else only by hand")
+    gate: GateMode = Field(
+        default="window",
+        description="window: judge each version by its own figures. trial: leave it pending, for the gate to "
+        "try it. off: people promote",
+    )
 
 
 class Publisher:
@@ -59,11 +64,11 @@ class Publisher:
         self._after_each, self._ask_first = after_each, ask_first
         self.registry = registry
         self.config = config or PublisherConfig()
-        started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        name = run_name or f"hsnn {started}"
+        name = run_name or registry.config.model_name
         self._run = Run(registry, name, run_config or {}, run_tags or {})
         self._queue: deque[Publication] = deque()
         self._changed = threading.Condition()
+        self._task: Callable[[], None] | None = None
         self._closing = False
         self._deadline = math.inf
         self.published: list[int] = []
@@ -109,6 +114,12 @@ class Publisher:
             self._changed.notify_all()
         return True
 
+    def run_between(self, task: Callable[[], None]) -> None:
+        """Let the thread do ``task`` once, as soon as no version waits. One that still waits is replaced."""
+        with self._changed:
+            self._task = task
+            self._changed.notify_all()
+
     @property
     def pending(self) -> int:
         """Versions that are not in the registry yet, the one being published included."""
@@ -141,17 +152,22 @@ class Publisher:
         try:
             if self._ask_first:
                 self._after_each()
-            while (publication := self._next()) is not None:
-                self._publish_until_done(publication)
+            while (work := self._next()) is not None:
+                work()
             self._end_run()
         except BaseException as error:
             self.failure = error
             raise
 
-    def _next(self) -> Publication | None:
+    def _next(self) -> Callable[[], None] | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closing)
-            return None if self._out_of_time() or not self._queue else self._queue[0]
+            self._changed.wait_for(lambda: self._queue or self._closing or self._task)
+            if self._out_of_time() or not (self._queue or self._task):
+                return None
+            if self._queue:
+                return partial(self._publish_until_done, self._queue[0])
+            task, self._task = self._task, None
+            return task
 
     def _publish_until_done(self, publication: Publication) -> None:
         wait_s = self.config.first_retry_s

@@ -6,21 +6,23 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from consumers.batch import Position
-from consumers.errors import StateError
-from deploy.publication import MAX_TAG, Picture, flattened, offsets_tag
+from consumers.errors import RegistryError, StateError
+from deploy.gate_window import WINDOW_METRIC
+from deploy.publication import MAX_TAG, Picture, Publication, Run, flattened, offsets_tag
 from deploy.publisher import Publisher, PublisherConfig
 from deploy.registry import (
     CHALLENGER,
     CHAMPION,
     GATE_REASON,
     GATE_RESULT,
+    LIFE,
     METRIC_TAG,
-    WINDOW_METRIC,
     Registry,
 )
 from tests.worlds import EVALUATION, TinyWorld
@@ -83,7 +85,8 @@ def test_a_published_version_carries_everything(
 
     assert version.run_id is not None
     run = registry.client.get_run(version.run_id)
-    assert (run.info.run_name, run.info.status) == ("a life", "FINISHED")
+    assert run.info.run_name.startswith("a life 2")
+    assert run.info.status == "FINISHED"
     assert run.data.params == {"trainer.seed": "0"}
     assert run.data.tags["host"] == "here"
     (point,) = registry.client.get_metric_history(version.run_id, "lag")
@@ -131,7 +134,7 @@ def test_a_version_that_fails_the_gate_is_kept_but_not_promoted(
 
 
 def test_without_the_gate_only_people_promote(registry: Registry, checkpoint: Path) -> None:
-    publisher = Publisher(registry, PublisherConfig(gate=False))
+    publisher = Publisher(registry, PublisherConfig(gate="off"))
     publisher.publish(checkpoint)
     publisher.close(CLOSE_S)
     assert registry.champion() is None
@@ -250,3 +253,85 @@ def test_short_offsets_are_whole_json_and_long_ones_point_to_the_file() -> None:
 def test_a_config_is_flattened_to_dotted_names() -> None:
     config = {"a": {"b": 1, "c": {"d": "x"}}, "e": [1.5, None], "f": True}
     assert dict(flattened(config)) == {"a.b": "1", "a.c.d": "x", "e": "[1.5,null]", "f": "true"}
+
+
+def test_a_new_utc_day_gets_a_new_run_between_two_versions(
+    registry: Registry, trained: TinyWorld, tmp_path: Path
+) -> None:
+    now = [datetime(2026, 3, 1, 23, 59, 59, tzinfo=UTC)]
+    run = Run(registry, "a life", {"seed": 1}, {"host": "here"}, clock=lambda: now[0])
+    for name in ("one", "two", "three"):
+        path = trained.train(1).checkpoint(tmp_path / "checkpoints", name)
+        run.push(Publication.of(path, {}, {}, {}), "window")
+        if name == "two":
+            now[0] += timedelta(seconds=1)
+    run.end("FINISHED")
+    first, second, third = registry.versions()
+    assert first.run_id == second.run_id != third.run_id
+    assert first.run_id is not None
+    assert third.run_id is not None
+    client = registry.client
+    before, after = client.get_run(first.run_id), client.get_run(third.run_id)
+    assert (before.info.run_name, after.info.run_name) == (
+        "a life 2026-03-01T23:59:59Z",
+        "a life 2026-03-02T00:00:00Z",
+    )
+    assert (before.info.status, after.info.status) == ("FINISHED", "FINISHED")
+    assert before.data.params == after.data.params == {"seed": "1"}
+    assert after.data.tags[LIFE] == before.data.tags[LIFE] == first.run_id
+    assert after.data.tags["run.before"] == first.run_id
+    assert third.tags["parent.version"] == "2"
+
+
+def test_a_version_that_is_tried_again_after_midnight_stays_in_its_run(
+    registry: Registry, checkpoint: Path, store_fails: Callable[[bool], None]
+) -> None:
+    now = [datetime(2026, 3, 1, 23, tzinfo=UTC)]
+    run = Run(registry, "a life", {}, {}, clock=lambda: now[0])
+    publication = Publication.of(checkpoint, {}, {}, {})
+    store_fails(True)
+    with pytest.raises(RegistryError):
+        run.push(publication, "window")
+    began = run.id
+    now[0] += timedelta(hours=2)
+    store_fails(False)
+    run.push(publication, "window")
+    (version,) = registry.versions()
+    assert version.run_id == began
+    assert version.model_id is not None
+    assert registry.client.get_logged_model(version.model_id).source_run_id == began
+
+
+def test_the_tags_say_what_changed_since_the_version_before_and_how_large_it_is(
+    registry: Registry, trained: TinyWorld, tmp_path: Path
+) -> None:
+    publisher = Publisher(registry)
+    publisher.publish(trained.checkpoint(tmp_path / "checkpoints", "one"))
+    placed = trained.learner.metrics()["index_placed"]
+    publisher.publish(trained.train(2).checkpoint(tmp_path / "checkpoints", "two"))
+    publisher.close(CLOSE_S)
+    first, second = registry.versions()
+    assert second.tags["data.since"] == first.tags["data.until"] < second.tags["data.until"]
+    assert second.tags["since.events"] == "128"
+    assert second.tags["since.items_added"] == f"{trained.learner.metrics()['index_placed'] - placed:.0f}"
+    assert second.tags["lineage"] == first.tags["lineage"] == trained.learner.lineage
+    folder = Path(registry.client.get_model_version_download_uri("hsnn", "2").removeprefix("file://"))
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    assert int(second.tags["bytes"]) == there
+    shown = registry.client.get_model_version("hsnn", "2").description
+    assert "Since version 1 (data until 2023-" in shown
+    assert "| recall through the index at 10 |" in shown
+
+
+def test_what_is_to_be_done_between_versions_is_done_in_the_publishers_thread(
+    registry: Registry, checkpoint: Path
+) -> None:
+    publisher = Publisher(registry)
+    seen: list[tuple[str, int]] = []
+    publisher.publish(checkpoint)
+    publisher.run_between(lambda: seen.append((threading.current_thread().name, publisher.pending)))
+    wait_until(lambda: seen)
+    assert seen == [("publisher", 0)]
+    publisher.run_between(lambda: seen.append(("again", publisher.pending)))
+    wait_until(lambda: len(seen) == 2)
+    publisher.close(CLOSE_S)

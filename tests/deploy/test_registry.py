@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from consumers.errors import RegistryError
 from deploy.registry import (
@@ -13,17 +11,12 @@ from deploy.registry import (
     CHAMPION,
     GATE_REASON,
     GATE_RESULT,
+    PIN,
     PREVIOUS,
-    WINDOW_METRIC,
     Registry,
     RegistryConfig,
     Version,
-    decide,
 )
-
-
-def figures(index: float, flat: float = 0.4, k: int = 100, window: float = 4096) -> dict[str, float]:
-    return {f"recall_index_at_{k}": index, f"recall_flat_at_{k}": flat, WINDOW_METRIC: window}
 
 
 def new_version(registry: Registry, **tags: str) -> Version:
@@ -37,50 +30,6 @@ def new_version(registry: Registry, **tags: str) -> Version:
 
 def aliases(registry: Registry) -> dict[str, int]:
     return {alias: version.number for version in registry.versions() for alias in version.aliases}
-
-
-# -- the gate ------------------------------------------------------------------------------------------------
-
-
-def test_the_first_version_is_promoted_whatever_it_measures() -> None:
-    assert decide({}, None).promote
-
-
-@pytest.mark.parametrize(("new", "promoted"), [(0.40, True), (0.393, True), (0.391, False), (0.5, True)])
-def test_a_candidate_needs_98_percent_of_the_champions_recall(new: float, promoted: bool) -> None:
-    decision = decide(figures(new), figures(0.40))
-    assert decision.promote is promoted
-    assert f"{new:.4f}" in decision.reason
-    assert "0.4000" in decision.reason
-
-
-def test_an_index_that_loses_more_than_a_fifth_of_flat_recall_is_refused() -> None:
-    decision = decide(figures(0.31, flat=0.40), figures(0.20))
-    assert not decision.promote
-    assert "index loses" in decision.reason
-
-
-@pytest.mark.parametrize("other", [figures(0.1, k=50), figures(0.1, window=512)])
-def test_recalls_of_other_k_or_window_are_not_compared(other: dict[str, float]) -> None:
-    decision = decide(figures(0.4), other)
-    assert not decision.promote
-    assert "Not comparable" in decision.reason
-
-
-def test_a_champion_that_was_never_measured_gives_way_to_one_that_was() -> None:
-    assert decide(figures(0.4), {WINDOW_METRIC: 4096}).promote
-
-
-@pytest.mark.parametrize("candidate", [{}, figures(float("nan")), {"recall_index_total_at_100": 0.5}])
-def test_a_candidate_without_measured_recall_never_replaces_a_champion(candidate: dict[str, float]) -> None:
-    assert not decide(candidate, figures(0.0)).promote
-
-
-@given(new=st.floats(0, 1), old=st.floats(0, 1), flat=st.floats(0, 1))
-def test_whatever_is_promoted_holds_both_margins(new: float, old: float, flat: float) -> None:
-    decision = decide(figures(new, flat), figures(old))
-    assert decision.promote is (new >= 0.98 * old and new >= 0.8 * flat)
-    assert decision.reason.endswith((".", "asked for."))
 
 
 # -- versions and aliases ------------------------------------------------------------------------------------
@@ -152,6 +101,102 @@ def test_promoting_a_version_that_does_not_exist_is_an_error_with_a_remedy(regis
     with pytest.raises(RegistryError, match="MLflow UI"):
         registry.promote(7)
     assert aliases(registry) == {CHAMPION: 1}
+
+
+def test_a_rollback_swaps_champion_and_previous_and_marks_the_bad_version(registry: Registry) -> None:
+    for _ in range(2):
+        registry.promote(new_version(registry).number)
+    assert registry.rollback("clicks fell").number == 1
+    assert aliases(registry) == {CHAMPION: 1, PREVIOUS: 2}
+    tags = registry.version(2).tags
+    assert (tags[GATE_RESULT], tags[GATE_REASON]) == ("rolled_back", "clicks fell")
+    assert registry.version(1).tags[GATE_RESULT] == "promoted"
+
+
+def test_a_rollback_goes_to_any_version_that_is_named(registry: Registry) -> None:
+    for _ in range(3):
+        registry.promote(new_version(registry).number)
+    new_version(registry)
+    registry.rollback("older", to=1)
+    assert aliases(registry) == {CHAMPION: 1, PREVIOUS: 3}
+    registry.rollback("never promoted", to=4)
+    assert aliases(registry) == {CHAMPION: 4, PREVIOUS: 1}
+
+
+def test_a_rollback_without_a_champion_needs_only_where_to_go(registry: Registry) -> None:
+    new_version(registry)
+    with pytest.raises(RegistryError, match="hsnn versions"):
+        registry.rollback("why")
+    registry.rollback("why", to=1)
+    assert aliases(registry) == {CHAMPION: 1}
+
+
+@pytest.mark.parametrize(("to", "complaint"), [(2, "already"), (9, "MLflow UI"), (None, "@previous")])
+def test_a_rollback_to_nowhere_moves_nothing(registry: Registry, to: int | None, complaint: str) -> None:
+    new_version(registry)
+    registry.promote(new_version(registry).number)
+    with pytest.raises(RegistryError, match=complaint):
+        registry.rollback("why", to=to)
+    assert aliases(registry) == {CHAMPION: 2}
+    assert registry.version(2).tags[GATE_RESULT] == "promoted"
+
+
+def test_every_move_of_the_champion_is_in_the_log_with_who_when_and_why(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+    for _ in range(2):
+        registry.promote(new_version(registry).number, "better", by="the gate")
+    registry.promote(2, "better", by="the gate")
+    registry.rollback("clicks fell")
+    log = registry.promotions()
+    assert [(p.action, p.version, p.before, p.reason) for p in log] == [
+        ("promoted", 1, None, "better"),
+        ("promoted", 2, 1, "better"),
+        ("rolled_back", 1, 2, "clicks fell"),
+    ]
+    assert [p.by.partition("@")[0] for p in log] == ["the gate", "the gate", "ada"]
+    assert [p.at for p in log] == sorted(p.at for p in log)
+
+
+def test_the_log_is_bounded_and_keeps_the_last_moves(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.registry.MAX_KEPT", 4)
+    for _ in range(2):
+        new_version(registry)
+    for turn in range(9):
+        registry.promote(1 + turn % 2, f"turn {turn}")
+    log = registry.promotions()
+    assert [p.reason for p in log] == [f"turn {turn}" for turn in range(5, 9)]
+
+
+def test_a_pin_says_why_until_it_is_taken_away(registry: Registry) -> None:
+    new_version(registry)
+    registry.pin(1, "for the audit")
+    assert registry.version(1).tags[PIN] == "for the audit"
+    registry.unpin(1)
+    assert PIN not in registry.version(1).tags
+    with pytest.raises(RegistryError, match="not pinned"):
+        registry.unpin(1)
+    with pytest.raises(RegistryError, match="MLflow UI"):
+        registry.pin(7)
+
+
+def test_versions_are_found_by_alias_and_by_checkpoint_without_a_list_of_all(registry: Registry) -> None:
+    for name in ("one", "two", "two", "three"):
+        new_version(registry, checkpoint=name)
+    registry.promote(1)
+    registry.promote(3)
+    registry.challenge(3)
+    assert [(v.number, v.aliases) for v in registry.aliased()] == [
+        (1, (PREVIOUS,)),
+        (3, (CHALLENGER, CHAMPION)),
+    ]
+    assert [v.number for v in registry.by_checkpoint("two")] == [2, 3]
+    assert registry.by_checkpoint("tw") == registry.by_checkpoint("it's") == []
+    assert [v.number for v in registry.newest(3)] == [4, 3, 2]
+    assert [v.number for v in registry.newest(500)] == [4, 3, 2, 1]
 
 
 # -- the store -----------------------------------------------------------------------------------------------
