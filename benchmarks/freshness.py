@@ -8,6 +8,9 @@ has it no more. Both begin when the consumer thread has decoded the message.
 
 Beside it: when the same items are in the newest durable checkpoint. That is the soonest that a server which
 follows checkpoints, or versions made of them, could know of them.
+
+With ``--served`` the questions go to a retrieval server instead, a process of its own that follows the
+daemon's versions and deltas: then it is the time until the server's answer shows what the daemon read.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ import numpy as np
 from benchmarks.corpus import Int64s
 from benchmarks.freshness_stream import ITEM_FEATURES, is_born, is_from_event, sent_ms
 from benchmarks.harness import Report, parser
+from benchmarks.served import Server, served_content, server_of
 from consumers.batch import EntityBatch, EntityKind
 from consumers.dead_letter import KafkaDeadLetters
 from consumers.errors import BrokerError, StateError
@@ -39,10 +43,10 @@ from consumers.kafka_source import KafkaSource
 from consumers.prefetch import Prefetch
 from consumers.source import ReadAhead
 from consumers.times import wall_ms
-from deploy.retrieval import Answer, Filters
+from deploy.retrieval import Filters, Id
 from pipeline.brokers import EmbeddedBroker
 from pipeline.checkpointer import Written
-from pipeline.config import Settings, load_settings
+from pipeline.config import Settings, load_settings, merge_settings
 from pipeline.daemon import Daemon
 from pipeline.demo import deleter
 from pipeline.producing import make_topics
@@ -165,6 +169,10 @@ class Asker:
         self._user = 0
         self.seen: list[Seen] = []
 
+    def is_ready(self) -> bool:
+        """Whether there is somebody who answers."""
+        return True
+
     @property
     def oldest_read_at(self) -> float:
         """Of what is not found yet; infinity where there is nothing."""
@@ -176,13 +184,13 @@ class Asker:
         self._take()
         if self._pending:
             items = list(self._pending)[:_AT_ONCE]
-            found = set(self._ask(items).items)
+            found = set(self._ask(items))
             self._record(items, found, time.monotonic())
         time.sleep(_REST_S)
 
     def still_found(self, items: Sequence[int]) -> int:
         """How many of ``items`` an answer has."""
-        return len(self._ask(items).items) if items else 0
+        return len(self._ask(items)) if items else 0
 
     def abandon(self) -> int:
         """Give up what is pending, as seen now: what it took is more; how many."""
@@ -198,13 +206,17 @@ class Asker:
             kind, item, read_at = noted.popleft()
             self._pending[item] = kind, read_at
 
-    def _ask(self, items: Sequence[int]) -> Answer:
+    def _ask(self, items: Sequence[int]) -> Sequence[Id]:
+        """Which of ``items`` the next user is answered."""
         self._user = self._user % _ASKING_USERS + 1
-        asked = self._daemon.queries.ask([self._user], len(items), Filters(only=items))
-        (answer,) = asked.result(_ANSWER_LIMIT_S)
-        return answer
+        return self._answered(self._user, items)
 
-    def _record(self, items: Sequence[int], found: set[int | str], now: float) -> None:
+    def _answered(self, user: int, items: Sequence[int]) -> Sequence[Id]:
+        asked = self._daemon.queries.ask([user], len(items), Filters(only=items))
+        (answer,) = asked.result(_ANSWER_LIMIT_S)
+        return answer.items
+
+    def _record(self, items: Sequence[int], found: set[Id], now: float) -> None:
         for item in items:
             if (self._pending[item][0] is Kind.REMOVAL) != (item in found):
                 self.seen.append(self._seen(item, now))
@@ -214,6 +226,26 @@ class Asker:
         kind, read_at = self._pending[item]
         from_send_s = (wall_ms() - sent_ms(item)) / 1_000 if kind is not Kind.REMOVAL else np.nan
         return Seen(kind, item, read_at, now - read_at, from_send_s)
+
+
+class ServedAsker(Asker):
+    """Asks a server in place of the daemon."""
+
+    def __init__(self, daemon: Daemon, readings: Readings, server: Server) -> None:
+        super().__init__(daemon, readings)
+        self._server = server
+
+    def is_ready(self) -> bool:
+        return self._server.is_ready()
+
+    def turn(self) -> None:
+        if self._server.is_ready():
+            super().turn()
+        else:
+            time.sleep(_REST_S)
+
+    def _answered(self, user: int, items: Sequence[int]) -> Sequence[Id]:
+        return self._server.retrieve(user, items)
 
 
 @dataclass(slots=True)
@@ -257,11 +289,12 @@ class Session:
         start: Callable[[], None],
         arguments: argparse.Namespace,
         report: Report,
+        asker: Asker | None = None,
     ) -> None:
         self._daemon, self._start, self._report = daemon, start, report
         self._settle_s = arguments.settle
         self._seconds = arguments.seconds or (QUICK_S if arguments.quick else FULL_S)
-        self.asker = Asker(daemon, readings)
+        self.asker = asker or Asker(daemon, readings)
         self.measured = Measured()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="asker", daemon=True)
@@ -290,6 +323,7 @@ class Session:
         self._until(lambda: bool(self._status()), "has no status")
         self._start()
         self._until(lambda: self._status().get("index_nodes_used", 0) > 0, "has no index")
+        self._until(self.asker.is_ready, "is followed by no server that is ready")
         self._report.say(f"the index has started; {self._settle_s:g} s to settle")
         self._ask_for(self._settle_s)
         self.asker.abandon()
@@ -359,7 +393,8 @@ def settings_of(home: Path, bootstrap_servers: str, arguments: argparse.Namespac
         "retention": {"keep_last": _KEPT_CHECKPOINTS},
         "registry": {"tracking_uri": f"sqlite:///{home / 'mlflow.db'}"},
     }
-    return load_settings(None, content, environment={})
+    more = served_content(home) if arguments.served else {}
+    return load_settings(None, merge_settings(content, more), environment={})
 
 
 @contextmanager
@@ -409,13 +444,15 @@ def run(report: Report, arguments: argparse.Namespace, home: Path) -> None:
             durable.append((time.monotonic(), checkpoint.path))
             delete(checkpoint)
 
-        daemon = build_daemon(
-            settings, WatchedSource(settings, readings), resume=False, after_checkpoint=written
-        )
-        with Session(daemon, readings, start, arguments, report) as session:
+        source = WatchedSource(settings, readings)
+        daemon = build_daemon(settings, source, resume=False, after_checkpoint=written)
+        asker = None
+        if arguments.served:
+            asker = ServedAsker(daemon, readings, stack.enter_context(server_of(settings)))
+        with Session(daemon, readings, start, arguments, report, asker) as session:
             daemon.run()
     session.check()
-    tell(report, session, durable)
+    (tell_served if arguments.served else tell)(report, session, durable)
 
 
 # -- figures -------------------------------------------------------------------------------------------------
@@ -451,6 +488,33 @@ def tell(report: Report, session: Session, durable: Sequence[tuple[float, Path]]
         num_removed_and_back=measured.came_back,
         lag_p99_messages=quantile(measured.lags(), 0.99),
         checkpoint_stall_s=measured.statuses[-1]["checkpoint_stall_s"],
+    )
+
+
+def tell_served(report: Report, session: Session, durable: Sequence[tuple[float, Path]]) -> None:
+    """As ``tell``; checkpoints are beside the point, since deltas come between them."""
+    del durable
+    measured = session.measured
+    seconds: dict[Kind, list[float]] = {kind: [] for kind in Kind}
+    for seen in filter(measured.has, session.asker.seen):
+        seconds[seen.kind].append(seen.seconds)
+    rows = [(f"{kind}, from reading it", *spread(seconds[kind])) for kind in Kind]
+    report.table(
+        "until the server's answer agrees, seconds", ("first sign", "number", "p50", "p99", "worst"), rows
+    )
+    everything = [value for values in seconds.values() for value in values]
+    report.figures(
+        delta_p50_s=quantile(everything, 0.5),
+        delta_p99_s=quantile(everything, 0.99),
+        delta_arrival_p99_s=quantile(seconds[Kind.ARRIVAL], 0.99),
+        delta_first_event_p99_s=quantile(seconds[Kind.FIRST_EVENT], 0.99),
+        delta_removal_p99_s=quantile(seconds[Kind.REMOVAL], 0.99),
+        delta_events_per_s=measured.events_per_s,
+        delta_num_items=len(everything),
+        delta_num_given_up=measured.given_up,
+        delta_num_removed_and_back=measured.came_back,
+        delta_bytes=measured.statuses[-1]["delta_bytes"],
+        delta_cut_s=measured.statuses[-1]["delta_cut_s"],
     )
 
 
@@ -508,6 +572,7 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds without events before an item is removed (default: %(default)s)",
     )
     found.add_argument("--nodes", type=int, nargs="+", default=[NODES], help="of each level (default: 128)")
+    found.add_argument("--served", action="store_true", help="ask a server that follows the daemon")
     return found
 
 

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from deploy.retrieval import Current, Retrieval
 from index_refresh.beam_search import BeamSearch
 from index_refresh.learner import Learner
+
+
+@dataclass(frozen=True, slots=True)
+class LiveInstant:
+    """The running state at one moment."""
+
+    retrieval: Retrieval
+    version: str
+    epoch: int
 
 
 class LiveRetrieval(Retrieval):
@@ -13,10 +24,14 @@ class LiveRetrieval(Retrieval):
 
     def __init__(self, learner: Learner) -> None:
         super().__init__(learner, self._now)
-        self._learner = learner
+
+    def instant(self) -> LiveInstant:
+        """Valid until the owner of the state goes on."""
+        learner = self.learner
+        return LiveInstant(self, f"step-{learner.trainer.step}", learner.refresher.epoch)
 
     def _now(self) -> Current:
-        learner = self._learner
+        learner = self.learner
         refresher, beams = learner.refresher, learner.evaluator.config.beams
         search = BeamSearch(learner.trainer.model, refresher.view(), beams)
         return Current(search, f"step-{learner.trainer.step}", refresher.epoch, learner.fresh)

@@ -8,8 +8,8 @@ Shapes: B users asked for, N history places, k answers, R item rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from consumers import columns as c
 from consumers.errors import DataError
 from consumers.hashing import hash_text
 from consumers.schema import Feature, FeatureKind
@@ -25,6 +24,7 @@ from index_refresh.beam_search import NO_ITEM, BeamSearch, Mask, SearchResult
 from index_refresh.fresh import Fresh
 from index_refresh.learner import Learner
 from trainers.entities import SLOTS
+from trainers.hsnn import UserSide
 from trainers.trainer import UserRequest
 
 Id = int | str
@@ -67,6 +67,27 @@ class Filters:
         return self.only is not None or bool(self.exclude) or self.exclude_seen or bool(self.where)
 
 
+NO_FILTERS = Filters()
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked for one user."""
+
+    user: Id
+    """As the stream has it; an unknown one is answered like a newcomer."""
+    k: int = 10
+    """How many items, at least 1."""
+    time_ms: int | None = None
+    """The moment of the request, epoch ms; the watermark when left out."""
+    context: Mapping[str, Any] | None = None
+    """Values of declared context features, as an event would carry them."""
+    history: Sequence[Id] | None = None
+    """Items that the user liked lately, oldest first, taken as newer than what is stored. Unknown items add
+    nothing."""
+    filters: Filters = NO_FILTERS
+
+
 @dataclass(frozen=True, slots=True)
 class Current:
     """What a request is answered from; of one instant."""
@@ -78,10 +99,26 @@ class Current:
     """Items beside the index, where a daemon is asked."""
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Asks as the search takes them."""
+
+    request: UserRequest
+    side: UserSide
+    current: Current
+    ks: list[int]
+    budgets: list[int]
+    """Items to score for each."""
+    blocked: list[Mask | None] | Mask | None
+    """Item rows that may not be answered."""
+
+
 class Retrieval:
     """Answers from a learner and the index that ``current`` gives."""
 
     def __init__(self, learner: Learner, current: Callable[[], Current]) -> None:
+        self.learner = learner
+        """For whoever looks closer, in the thread that owns it."""
         self._trainer = learner.trainer
         self._evaluator = learner.evaluator
         self._current = current
@@ -101,6 +138,18 @@ class Retrieval:
         ids: list[int] = users.ids.ids_of(users.live_rows()[:count]).tolist()
         return ids
 
+    @overload
+    def retrieve(  # type: ignore[overload-overlap]
+        self,
+        users: Id,
+        k: int = 10,
+        time_ms: int | None = None,
+        context: Mapping[str, Any] | None = None,
+        history: Sequence[Id] | None = None,
+        filters: Filters | None = None,
+    ) -> Answer: ...
+
+    @overload
     def retrieve(
         self,
         users: Sequence[Id],
@@ -109,77 +158,125 @@ class Retrieval:
         context: Mapping[str, Any] | None = None,
         history: Sequence[Sequence[Id] | None] | None = None,
         filters: Filters | None = None,
-    ) -> list[Answer]:
-        """The best ``k`` live items of each user.
+    ) -> list[Answer]: ...
+
+    def retrieve(
+        self,
+        users: Id | Sequence[Id],
+        k: int | Sequence[int] = 10,
+        time_ms: int | None = None,
+        context: Mapping[str, Any] | None = None,
+        history: Sequence[Any] | None = None,
+        filters: Filters | None = None,
+    ) -> Answer | list[Answer]:
+        """The best ``k`` live items of a user, or of each of several.
 
         Args:
-            users: ids as the stream has them; unknown ones are answered like newcomers.
+            users: an id as the stream has it, or several; unknown ones are answered like newcomers.
             k: how many items, at least 1, for all users or one by one.
             time_ms: the moment of the request, epoch ms; the watermark when left out.
             context: values of declared context features, as an event would carry them, for all users.
-            history: one entry a user: items the user liked lately, oldest first, taken as newer than what
-                is stored. None and unknown items add nothing.
+            history: items the user liked lately, oldest first, taken as newer than what is stored; of several
+                users one entry each. None and unknown items add nothing.
             filters: which items may be answered; everything live when left out.
 
         Raises:
             DataError: an argument cannot be used; the message names it.
         """
-        ks = _ks(k, len(users))
+        if isinstance(users, (int, str)):
+            users, is_one, history = [users], True, None if history is None else [history]
+        else:
+            is_one = False
         if history is not None and len(history) != len(users):
             raise DataError(f"history: {len(history)} entries for {len(users)} users; give one each, or None")
-        ids = _id_array(users, "users")
-        request = self._request(ids, self.watermark_ms if time_ms is None else time_ms, context or {})
-        if history is not None and any(history):
-            request = replace(request, history_BN=self._extended(request.history_BN, history))
+        shared = time_ms, context
+        asks = [
+            Ask(user, wanted, *shared, given, filters or NO_FILTERS)
+            for user, wanted, given in zip(
+                users, _ks(k, len(users)), history or [None] * len(users), strict=True
+            )
+        ]
+        answers = self.answer(asks)
+        return answers[0] if is_one else answers
+
+    def answer(self, asks: Sequence[Ask]) -> list[Answer]:
+        """An answer each, in their order. What is asked beside an ask changes nothing of its answer.
+
+        Raises:
+            DataError: an ask cannot be used; the message names the field.
+        """
         answers: list[Answer] = []
-        for start in range(0, len(users), USERS_AT_ONCE):
-            some = slice(start, start + USERS_AT_ONCE)
-            asked = request.select(torch.arange(len(users))[some])
-            answers += self._answer(users[some], asked, ks[some], filters or Filters())
+        for start in range(0, len(asks), USERS_AT_ONCE):
+            answers += self._answer(asks[start : start + USERS_AT_ONCE])
         return answers
 
-    def _request(self, ids: Int64s, time_ms: int, context: Mapping[str, Any]) -> UserRequest:
-        features = self._trainer.context.spec.features
-        unknown = sorted(set(context) - {feature.name for feature in features})
-        if unknown:
-            declared = ", ".join(feature.name for feature in features) or "none"
-            raise DataError(f"context: {', '.join(unknown)} is not declared; declared features: {declared}")
-        columns = {
-            c.USER_ID: pa.array(ids),
-            c.EVENT_TIME: pa.array(np.full(len(ids), time_ms, dtype=np.int64)),
-            # A request is read like an event, so it needs an item; without a label it tells nothing of one.
-            c.ITEM_ID: pa.array(np.zeros(len(ids), dtype=np.int64)),
-            c.LABEL: pa.array(np.zeros(len(ids), dtype=np.float32)),
-            **{feature.name: _repeated(feature, context, len(ids)) for feature in features},
-        }
-        return self._trainer.request(pa.RecordBatch.from_pydict(columns))
+    def _request(self, asks: Sequence[Ask]) -> UserRequest:
+        """The users as stored, with the histories, contexts and moments that the asks give."""
+        users = self._trainer.users
+        rows = users.find(_id_array([ask.user for ask in asks], "users"))
+        now_ms = self.watermark_ms
+        times_ms = [now_ms if ask.time_ms is None else ask.time_ms for ask in asks]
+        rows_B = torch.from_numpy(rows)
+        history_BN = users.history.read(rows_B)
+        if any(ask.history for ask in asks):
+            history_BN = self._extended(history_BN, [ask.history for ask in asks])
+        slots, numbers = self._trainer.context.encode(self._contexts(asks), learn=False)
+        return UserRequest(rows_B, history_BN, np.array(times_ms, dtype=np.int64), slots, numbers)
 
-    def _answer(
-        self, users: Sequence[Id], request: UserRequest, ks: Sequence[int], filters: Filters
-    ) -> list[Answer]:
+    def _contexts(self, asks: Sequence[Ask]) -> pa.RecordBatch:
+        """Canonical columns of the declared context features, a row an ask."""
+        features = self._trainer.context.spec.features
+        distinct = {id(ask.context): ask.context or {} for ask in asks}
+        for context in distinct.values():
+            _check_declared(context, features)
+        place = {key: number for number, key in enumerate(distinct)}
+        places = pa.array([place[id(ask.context)] for ask in asks], pa.int32())
+        # Each context is read alone: beside others, a column of numbers could become one of another type.
+        columns = {
+            feature.name: pa.concat_arrays(
+                [_column(feature, [context.get(feature.name)], "context") for context in distinct.values()]
+            ).take(places)
+            for feature in features
+        }
+        # A table without columns would have no rows.
+        return pa.RecordBatch.from_pydict({"": places, **columns})
+
+    def prepare(self, asks: Sequence[Ask]) -> Prepared:
+        """What the search is asked for ``asks``.
+
+        Raises:
+            DataError: an ask cannot be used; the message names the field.
+        """
+        request = self._request(asks)
         current, num_items = self._current(), self.num_items
         # Room is made for every place asked for, and nobody gets a billion items.
-        places = [min(k, max(num_items, 1)) for k in ks]
-        budget = max(self._evaluator.budget(num_items), min(2 * max(ks), num_items))
+        places = [min(ask.k, max(num_items, 1)) for ask in asks]
+        least = self._evaluator.budget(num_items)
+        budgets = [max(least, min(2 * k, num_items)) for k in places]
         side = self._trainer.user_side(request)
         hidden = _NOBODY if current.fresh is None else current.fresh.hidden_ids
-        found = current.search(side, places, budget, self._blocked(request, filters, hidden))
-        ranked = self._ranked(found)
+        blocked = self._blocked(asks, request, hidden)
+        return Prepared(request, side, current, places, budgets, blocked)
+
+    def _answer(self, asks: Sequence[Ask]) -> list[Answer]:
+        asked = self.prepare(asks)
+        request, side, current = asked.request, asked.side, asked.current
+        ranked = self._ranked(current.search(side, asked.ks, asked.budgets, asked.blocked))
         names = self._trainer.items.names
         if current.fresh is not None and len(current.fresh):
             logits_B = current.fresh.logits(side, has_leaves=bool(current.search.index.nodes))
-            ranked = _with_fresh(ranked, current.fresh.item_ids, logits_B.tolist(), ks, filters)
+            ranked = _with_fresh(ranked, current.fresh.item_ids, logits_B.tolist(), asks)
             names = {**current.fresh.names, **names} if current.fresh.names else names
         return [
             Answer(
-                user=user,
+                user=ask.user,
                 items=[names.get(item, item) for item in items.tolist()],
                 scores=scores.tolist(),
                 known=bool(row > 0),
                 version=current.version,
                 epoch=current.epoch,
             )
-            for user, row, (items, scores) in zip(users, request.rows_B, ranked, strict=True)
+            for ask, row, (items, scores) in zip(asks, request.rows_B.tolist(), ranked, strict=True)
         ]
 
     def _ranked(self, found: SearchResult) -> list[Ranked]:
@@ -188,8 +285,23 @@ class Retrieval:
         filled_B = (scores_Bk > NO_ITEM / 2).sum(1)
         return [(item_ids_Bk[b, :count], scores_Bk[b, :count]) for b, count in enumerate(filled_B)]
 
-    def _blocked(self, request: UserRequest, filters: Filters, hidden: Int64s) -> list[Mask] | Mask | None:
+    def _blocked(
+        self, asks: Sequence[Ask], request: UserRequest, hidden: Int64s
+    ) -> list[Mask | None] | Mask | None:
         """Item rows that may not be answered: one mask for all users, or one a user."""
+        distinct = {id(ask.filters): ask.filters for ask in asks}
+        masks = {key: self._mask(filters, hidden) for key, filters in distinct.items()}
+        if len(masks) == 1 and not asks[0].filters.exclude_seen:
+            return masks[id(asks[0].filters)]
+        return [
+            _with_seen(mask, history_N) if ask.filters.exclude_seen else mask
+            for ask, mask, history_N in zip(
+                asks, (masks[id(ask.filters)] for ask in asks), request.history_BN.numpy(), strict=True
+            )
+        ]
+
+    def _mask(self, filters: Filters, hidden: Int64s) -> Mask | None:
+        """What the filters block for everybody; None where that is nothing."""
         if not filters and not len(hidden):
             return None
         items = self._trainer.items
@@ -201,12 +313,7 @@ class Retrieval:
         blocked_R[items.find(hidden)] = True
         for name, values in (filters.where or {}).items():
             blocked_R |= ~self._carrying(name, values)
-        if not filters.exclude_seen:
-            return blocked_R
-        masks = [blocked_R.copy() for _ in range(len(request.rows_B))]
-        for mask, history_N in zip(masks, request.history_BN.numpy(), strict=True):
-            mask[history_N] = True
-        return masks
+        return blocked_R
 
     def _carrying(self, name: str, values: Sequence[Any]) -> Mask:
         items = self._trainer.items
@@ -229,6 +336,17 @@ class Retrieval:
         return history_BN
 
 
+class Instant(Protocol):
+    """What is asked at one moment, by the thread that owns it."""
+
+    @property
+    def retrieval(self) -> Retrieval: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+
+
 def _ks(k: int | Sequence[int], num_users: int) -> list[int]:
     ks = [k] * num_users if isinstance(k, int) else list(k)
     if len(ks) != num_users:
@@ -238,21 +356,42 @@ def _ks(k: int | Sequence[int], num_users: int) -> list[int]:
     return ks
 
 
+def _with_seen(blocked_R: Mask | None, history_N: Int64s) -> Mask:
+    assert blocked_R is not None  # Filters that leave out what was seen are not empty.
+    own_R = blocked_R.copy()
+    own_R[history_N] = True
+    return own_R
+
+
+def _check_declared(context: Mapping[str, Any], features: Sequence[Feature]) -> None:
+    unknown = sorted(set(context) - {feature.name for feature in features})
+    if unknown:
+        declared = ", ".join(feature.name for feature in features) or "none"
+        raise DataError(f"context: {', '.join(unknown)} is not declared; declared features: {declared}")
+
+
 def _with_fresh(
-    ranked: list[Ranked], fresh_ids: Int64s, logits_B: list[float], ks: Sequence[int], filters: Filters
+    ranked: list[Ranked], fresh_ids: Int64s, logits_B: list[float], asks: Sequence[Ask]
 ) -> list[Ranked]:
-    """The answers with the fresh items in their place among them. Nothing is known of a fresh item, so it
-    carries no value that ``where`` could ask for."""
+    """The answers with the fresh items in their place among them."""
+    merged = []
+    for (items, scores), logit, ask in zip(ranked, logits_B, asks, strict=True):
+        ids = _allowed(fresh_ids, ask.filters)
+        place = int(np.searchsorted(-scores, -logit))
+        news = np.full(len(ids), logit, dtype=scores.dtype)
+        merged.append((np.insert(items, place, ids)[: ask.k], np.insert(scores, place, news)[: ask.k]))
+    return merged
+
+
+def _allowed(fresh_ids: Int64s, filters: Filters) -> Int64s:
+    """Fresh items that may be answered. Nothing is known of a fresh item, so it carries no value that
+    ``where`` could ask for."""
+    if not filters:
+        return fresh_ids
     ids = fresh_ids if not filters.where else fresh_ids[:0]
     if filters.only is not None:
         ids = np.intersect1d(ids, _id_array(filters.only, "only"))
-    ids = np.setdiff1d(ids, _id_array(filters.exclude, "exclude"))
-    merged = []
-    for (items, scores), logit, k in zip(ranked, logits_B, ks, strict=True):
-        place = int(np.searchsorted(-scores, -logit))
-        news = np.full(len(ids), logit, dtype=scores.dtype)
-        merged.append((np.insert(items, place, ids)[:k], np.insert(scores, place, news)[:k]))
-    return merged
+    return np.setdiff1d(ids, _id_array(filters.exclude, "exclude"))
 
 
 def _id_array(ids: Iterable[Any], argument: str) -> Int64s:
@@ -270,12 +409,6 @@ def _as_int64(value: Any, argument: str) -> int:
     if not whole or not -(1 << 63) <= value < 1 << 64:
         raise DataError(f"{argument}: {value!r} is no id; ids are 64-bit integers or strings")
     return int(value) - (1 << 64) if value >= 1 << 63 else int(value)
-
-
-def _repeated(feature: Feature, context: Mapping[str, Any], count: int) -> pa.Array:
-    """Canonical column of one context value, the same for all rows."""
-    column = _column(feature, [context.get(feature.name)], "context")
-    return column.take(pa.array(np.zeros(count, dtype=np.int64)))
 
 
 def _column(feature: Feature, values: Sequence[Any], argument: str) -> pa.Array:

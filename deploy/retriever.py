@@ -11,6 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from yaml import YAMLError
+
 from consumers.errors import RegistryError
 from deploy.retrieval import Answer, Current, Filters, Id, Retrieval
 from index_refresh.beam_search import BeamSearch
@@ -24,6 +26,8 @@ ARTIFACT = "checkpoint"
 """Name of the checkpoint among a version's artifacts."""
 # What MLflow calls the parts of a model's folder.
 MLMODEL, ARTIFACTS = "MLmodel", "artifacts"
+# What reading a description raises that is empty, cut off, of another kind or by somebody else.
+_NO_MODEL_OF_OURS = (AttributeError, LookupError, RecursionError, TypeError, ValueError, YAMLError)
 _MODELS_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>\d+))")
 
 
@@ -128,9 +132,13 @@ def checkpoint_of_model(path: Path) -> Path:
     from deploy.registry import mlflow_errors
 
     with mlflow_errors(f"read the model in {path}", "the version's artifacts"):
-        flavors = Model.load(str(path)).flavors
-    try:
-        inside = str(flavors["python_function"]["artifacts"][ARTIFACT]["path"])
-    except KeyError as error:
-        raise RegistryError(f"{path}: is an MLflow model without a {ARTIFACT!r}; not one of ours") from error
-    return path / inside
+        try:
+            inside = Model.load(str(path)).flavors["python_function"]["artifacts"][ARTIFACT]["path"]
+            found: Path = (path / inside).resolve()
+        except _NO_MODEL_OF_OURS as error:
+            raise RegistryError(
+                f"{path}: {MLMODEL} describes no model with a {ARTIFACT!r}; it is damaged, or not one of ours"
+            ) from error
+    if not found.is_relative_to(path.resolve()):
+        raise RegistryError(f"{path}: {MLMODEL} leads out of the version, to {found}; it was tampered with")
+    return found

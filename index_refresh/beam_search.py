@@ -125,7 +125,7 @@ class BeamSearch:
         self,
         users: UserSide,
         k: int | Sequence[int],
-        budget: int,
+        budget: int | Sequence[int],
         blocked: Sequence[Mask | None] | Mask | None = None,
         pool: ThreadPoolExecutor | None = None,
     ) -> SearchResult:
@@ -133,6 +133,7 @@ class BeamSearch:
 
         Args:
             k: how many items, for all users or one by one.
+            budget: items to score, for all users or one by one.
             blocked: bool [R], item rows that may not be answered, for all users or one by one; later rows
                 are allowed. The walk goes on past the budget until there are enough allowed items to choose
                 from.
@@ -140,6 +141,7 @@ class BeamSearch:
         """
         num_users = len(users.item.queries_BQV)
         ks = [k] * num_users if isinstance(k, int) else list(k)
+        budgets = [budget] * num_users if isinstance(budget, int) else list(budget)
         masks = [blocked] * num_users if blocked is None or isinstance(blocked, np.ndarray) else list(blocked)
         rows_Bk = np.zeros((num_users, max(ks, default=0)), dtype=np.int64)
         scores_Bk = np.full(rows_Bk.shape, NO_ITEM, dtype=np.float32)
@@ -149,7 +151,7 @@ class BeamSearch:
             mask, wanted = masks[user], ks[user]
             at_least = 0 if mask is None else _CHOICE * wanted
             out = rows_Bk[user, :wanted], scores_Bk[user, :wanted]
-            return self._walk(*self._request(sides, user, mask), budget, at_least, *out)
+            return self._walk(*self._request(sides, user, mask), budgets[user], at_least, *out)
 
         scored = list((map if pool is None else pool.map)(answer, range(num_users)))
         scores, order_Bk = torch.from_numpy(scores_Bk).sort(dim=1, descending=True, stable=True)

@@ -42,19 +42,22 @@ class Life:
 
     def __init__(self, world: TinyWorld, store: DeltaStore, root: Path) -> None:
         self.world, self.root = world, root
+        self.is_followed = world.learner.parent is not None
         self.emitter = Emitter(world.learner, store, OFTEN)
         self.emitter.start()
 
     def checkpoint(self) -> Path:
         path = self.world.checkpoint(self.root, f"step-{self.world.learner.trainer.step}")
         self.emitter.cut(checkpoint=path.name)
+        self.is_followed = True
         return path
 
     def train(self, steps: int = 1) -> None:
         for _ in range(steps):
+            told = self.emitter.written + self.is_followed
             self.world.train(1)
             self.emitter.cut()
-            wait_for(lambda: self.emitter.figures()["deltas_waiting"] == 0)
+            wait_for(lambda told=told: self.emitter.written >= told)  # type: ignore[misc]
 
     def end(self) -> None:
         self.emitter.close()

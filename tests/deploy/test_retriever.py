@@ -11,7 +11,7 @@ import torch
 
 from consumers.errors import CheckpointError, DataError
 from consumers.hashing import hash_text
-from deploy.retrieval import USERS_AT_ONCE
+from deploy.retrieval import USERS_AT_ONCE, Ask
 from deploy.retriever import Answer, Filters, Id, Retriever
 from index_refresh.beam_search import search_flat
 from tests.streams import COLOUR, FEATURED, TAGS, catalogue, trained_learner
@@ -35,6 +35,29 @@ def test_answers_are_in_the_callers_ids_best_first(retriever: Retriever) -> None
     assert answer.scores == sorted(answer.scores, reverse=True)
 
 
+def test_one_user_gets_one_answer(retriever: Retriever) -> None:
+    answer = retriever.retrieve("user-1", k=4, history=["item-3"])
+    assert [answer] == retriever.retrieve(["user-1"], k=4, history=[["item-3"]])
+    assert len(answer.items) == 4
+
+
+def test_asks_of_every_kind_are_answered_together_as_alone(retriever: Retriever) -> None:
+    """A greedy neighbour, filters, histories, contexts, moments of others: none of it shows in an answer."""
+    asks = [
+        Ask("user-1", 3),
+        Ask("user-2", 10 * NUM_ITEMS),
+        Ask("nobody", 5, history=["item-1", "item-3"]),
+        Ask("user-3", 5, context={"device": "phone", "price_seen": 1}),
+        Ask("user-3", 5, context={"price_seen": 0.25, "query": "red tea cup"}),
+        Ask("user-4", 5, time_ms=START_MS + 12 * 3_600_000, filters=Filters(exclude_seen=True)),
+        Ask("user-4", 5, filters=Filters(only=["item-1", "item-2", "item-5"])),
+    ]
+    for ask, together in zip(asks, retriever.answer(asks), strict=True):
+        (alone,) = retriever.answer([ask])
+        assert together.items == alone.items
+        np.testing.assert_allclose(together.scores, alone.scores, rtol=1e-5, atol=1e-6)
+
+
 def test_integer_ids_stay_integers(tmp_path: Path) -> None:
     retriever = Retriever.load(TinyWorld().train(2).checkpoint(tmp_path))
     (answer,) = retriever.retrieve([1], k=5)
@@ -48,9 +71,7 @@ def test_a_loaded_checkpoint_answers_as_the_live_model_does(nodes: tuple[int, ..
     learner, checkpoint = trained.learner, trained.checkpoint(tmp_path)
     (answer,) = Retriever.load(checkpoint).retrieve(["user-3"], k=NUM_ITEMS)
     view = learner.refresher.view()
-    request = Retriever.load(checkpoint)._request(
-        np.array([hash_text("user-3")], dtype=np.int64), learner.trainer.watermark_ms, {}
-    )
+    request = Retriever.load(checkpoint)._request([Ask("user-3")])
     live = search_flat(learner.trainer.model, learner.trainer.user_side(request), view, NUM_ITEMS)
     ids = learner.trainer.items.ids.ids_of(live.rows_Bk[0].numpy())
     wanted = {learner.trainer.items.names[i]: s for i, s in zip(ids.tolist(), live.scores_Bk[0], strict=True)}
