@@ -1,0 +1,1 @@
+"""The page for people: one document, what it asks, and the answers; for the server and the daemon."""
