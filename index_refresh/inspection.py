@@ -29,8 +29,6 @@ Path = tuple[int, ...]
 """A node by its number among its siblings on every level down to its own."""
 Shares = npt.NDArray[np.float64]
 
-_NO_ROWS = np.empty(0, dtype=np.int64)
-
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -150,7 +148,7 @@ class Inspector:
         similarity_L = item_similarity(z_1D, leaf_1, self._codebooks).tolist()
         path = path_of(leaf, self._nodes)
         return [
-            Step(path[: level + 1], self._figures(path[: level + 1]).items, similarity_L[level])
+            Step(path[: level + 1], self._size(path[: level + 1]), similarity_L[level])
             for level in range(len(path))
         ]
 
@@ -179,15 +177,28 @@ class Inspector:
         figures = self._figures(path)
         is_leaf = len(path) == len(self._nodes)
         children = [] if is_leaf else sorted(self._children(path), key=lambda child: -child.popularity)
-        first, _ = self._span(path)
-        rows = self._by_popularity(self._leaves.members(first))[:limit] if is_leaf else _NO_ROWS
         return NodeContents(
             node=path,
             items=figures.items,
             popularity=figures.popularity,
             children=children[:limit],
-            members=self._members(rows, self._centre(path)),
+            members=self.members(path, self.leaf_rows(path, limit)) if is_leaf else [],
         )
+
+    def leaf_rows(self, leaf: Path, limit: int, offset: int = 0) -> Int64s:
+        """Rows of a leaf's items, most popular first, from place ``offset`` on; costs the leaf, not the
+        catalogue.
+
+        Raises:
+            DataError: there is no such node.
+        """
+        self._check(leaf)
+        first, _ = self._span(leaf)
+        return self._by_popularity(self._leaves.members(first))[offset : offset + limit]
+
+    def members(self, leaf: Path, rows: Int64s) -> list[Member]:
+        """What there is to say of items of a leaf."""
+        return self._members(rows, self._centre(leaf))
 
     def branches(self, limits: tuple[int, ...], path: Path = ()) -> tuple[list[Branch], int]:
         """The largest nodes below ``path``, as many on each level as ``limits`` says, and how many used ones
@@ -218,8 +229,11 @@ class Inspector:
 
     def _figures(self, path: Path) -> NodeFigures:
         first, until = self._span(path)
-        items, popularity = self._leaves.sizes[first:until].sum(), self._mass_P[first:until].sum()
-        return NodeFigures(path, int(items), float(popularity))
+        return NodeFigures(path, self._size(path), float(self._mass_P[first:until].sum()))
+
+    def _size(self, path: Path) -> int:
+        first, until = self._span(path)
+        return int(self._leaves.sizes[first:until].sum())
 
     def _span(self, path: Path) -> tuple[int, int]:
         """Leaves under a node: the first, and the one behind the last."""
@@ -237,17 +251,17 @@ class Inspector:
 
     def _members(self, rows: Int64s, direction_D: Tensor) -> list[Member]:
         columns, now = self._items.rows, self._trainer.watermark_ms
-        similarity = (self._z(rows) @ direction_D).tolist()
+        similarity, shares = (self._z(rows) @ direction_D).tolist(), self._shares(rows).tolist()
         return [
             Member(
                 item=self._name(row),
-                popularity=float(self._popularity_R[row]),
+                popularity=popular,
                 events=int(columns[SEEN][row]),
                 age_ms=max(0, now - int(columns[BORN][row])),
                 idle_ms=max(0, now - int(columns[LAST_SEEN][row])),
                 similarity=alike,
             )
-            for row, alike in zip(rows.tolist(), similarity, strict=True)
+            for row, alike, popular in zip(rows.tolist(), similarity, shares, strict=True)
         ]
 
     def _name(self, row: int) -> Id:
@@ -259,25 +273,23 @@ class Inspector:
         return self._refresher.index_vectors(rows)
 
     def _by_popularity(self, rows: Int64s) -> Int64s:
-        return rows[np.argsort(-self._popularity_R[rows], kind="stable")]
+        return rows[np.argsort(-self._shares(rows), kind="stable")]
 
     @cached_property
     def _codebooks(self) -> list[Tensor]:
         codebook = self._trainer.model.codebook
         return [codebook.nodes(level).detach() for level in range(len(self._nodes))]
 
-    @cached_property
-    def _popularity_R(self) -> Shares:
-        shares_R = np.zeros(self._items.ids.num_rows)
-        rows = self._items.live_rows()
-        shares_R[rows] = self._items.liked.log_share(torch.from_numpy(rows)).mean(1).exp().numpy()
-        return shares_R
+    def _shares(self, rows: Int64s) -> Shares:
+        """Of few rows: a server looks items up too, and the whole catalogue would hold it up."""
+        shares: Shares = self._items.liked.log_share(torch.from_numpy(rows)).mean(1).exp().numpy()
+        return shares
 
     @cached_property
     def _mass_P(self) -> Shares:
         rows = self._leaves.in_leaf_order()
         leaves = self._leaves.codes[rows].astype(np.int64)
         masses_P: Shares = np.bincount(
-            leaves, weights=self._popularity_R[rows], minlength=self._leaves.num_leaves
+            leaves, weights=self._shares(rows), minlength=self._leaves.num_leaves
         ).astype(np.float64)
         return masses_P

@@ -38,11 +38,16 @@ def problems(checkpoint: Checkpoint) -> list[Problem]:
 
     A stage is looked at where those before it are in order. Damage is reported, never raised.
     """
+    return content_problems(checkpoint) or _search_problems(checkpoint)
+
+
+def content_problems(checkpoint: Checkpoint) -> list[Problem]:
+    """The same without searches, which take most of the time: for whoever searches anyway."""
     found = breached(PARTS, checkpoint)
     if found:
         return found
     saved = SavedIndex.of(checkpoint)
-    return breached(FORM, saved) or breached(CONTENT, saved) or _search_problems(checkpoint)
+    return breached(FORM, saved) or breached(CONTENT, saved)
 
 
 def _search_problems(checkpoint: Checkpoint) -> list[Problem]:

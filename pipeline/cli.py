@@ -17,8 +17,11 @@ from pipeline import __version__
 from pipeline.cli_archive import archive_app
 from pipeline.cli_checkpoint import checkpoint_app
 from pipeline.cli_dlq import dlq_app
+from pipeline.cli_gate import add_gate_verbs
 from pipeline.cli_index import index_app
 from pipeline.cli_options import AsJson, ConfigFile, Home, Servers, print_json, settings_of, time_ms
+from pipeline.cli_serve import serve
+from pipeline.cli_versions import add_version_verbs
 from pipeline.logs import set_up_logs
 
 if TYPE_CHECKING:
@@ -39,6 +42,9 @@ app.add_typer(index_app, name="index")
 app.add_typer(archive_app, name="archive")
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(checkpoint_app, name="checkpoint")
+add_version_verbs(app)
+add_gate_verbs(app)
+app.command()(serve)
 
 
 def _tell(summary: Summary, as_json: bool) -> None:

@@ -19,7 +19,9 @@ from consumers.breaker import BreakerConfig
 from consumers.kafka_config import KafkaConfig
 from consumers.schema import EntitySchema, EventSchema
 from deploy.deltas.config import DeltasConfig
+from deploy.gate_config import GateConfig
 from deploy.registry_config import RegistryConfig
+from deploy.serving.config import ServeConfig
 from index_refresh.evaluation import EvaluationConfig
 from index_refresh.learner import LearnerConfig
 from index_refresh.refresher import RefreshConfig
@@ -77,6 +79,8 @@ class Settings(BaseModel):
     deltas: DeltasConfig = Field(default_factory=DeltasConfig)
     http: HttpConfig = Field(default_factory=HttpConfig)
     registry: RegistryConfig = Field(default_factory=RegistryConfig)
+    serve: ServeConfig = Field(default_factory=ServeConfig)
+    gate: GateConfig = Field(default_factory=GateConfig)
 
     @property
     def checkpoints(self) -> Path:

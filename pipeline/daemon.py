@@ -5,6 +5,7 @@
     deltas thread         what servers need between versions              deploy/deltas/emitter.py
     checkpointer thread   copies of the state to disk, verified           pipeline/saving.py, checkpointer.py
     publisher thread      versions to the MLflow registry, in order       deploy/publisher.py
+    gate thread           tries versions on events not yet learnt         deploy/gate_keeper.py
     scheduler thread      raises flags, touches nothing                   pipeline/scheduler.py
     http threads          page, health, metrics, from the last status     pipeline/http.py
 
@@ -27,11 +28,13 @@ from consumers.breaker import ShareLimit
 from consumers.errors import FencedError, HsnnError, TooManyRejects
 from consumers.source import Batch, Distant, Source
 from consumers.writer_claim import WriterClaim
+from deploy.page.explorer import Explorer
 from index_refresh.learner import Learner
 from pipeline.checkpointer import Written
 from pipeline.config import Settings
 from pipeline.deltas import Deltas
 from pipeline.durations import Durations
+from pipeline.exploring import Exploring
 from pipeline.freshness import Freshness
 from pipeline.home_lock import sole_writer
 from pipeline.http import HttpServer
@@ -104,6 +107,7 @@ class Daemon:
             lambda: self._beat,
             versions.latest_pictures,
             ask=self.queries.ask,
+            exploring=Exploring(Explorer(self.queries.look, versions.last_membership), versions.listed),
         )
 
     def run(self) -> Summary:
@@ -165,6 +169,7 @@ class Daemon:
         self._is_whole = False
         if isinstance(batch, EventBatch):
             began = time.monotonic()
+            self.versions.watch(batch, self.learner)
             self.learner.learn(batch)
             self._steps.note(time.monotonic() - began)
             self._share_limit.note(len(batch), batch.rejected, batch.positions)
@@ -195,6 +200,7 @@ class Daemon:
             self._write_status()
         if self._cadences.take("prune"):
             self._saving.prune()
+            self.versions.prune()
         self._saving.keep_time(
             clock_checkpoint=self._cadences.take("checkpoint"), clock_publish=self._cadences.take("publish")
         )
@@ -233,13 +239,14 @@ class Daemon:
         """Leave clean: what waits is written and published, and the status says so."""
         self._manager.stopping()
         self._cadences.stop()
+        is_at_end = self.source.finished
         try:
             self._saving.close()
             self._deltas.close()
         finally:
             self.source.close()
             self.queries.close()
-            self.versions.close()
+            self.versions.close(ended=is_at_end)
             self._write_status(running=False)
             self._http.stop()
 
@@ -261,6 +268,7 @@ class Daemon:
             "versions": self.versions.published,
             "versions_pending": self.versions.pending,
             "publish_error": self.versions.last_error,
+            "gate": self.versions.gate_figures(),
             "rejected": dict(self.learner.rejected),
             "ignored_columns": dict(self.source.ignored_columns),
             "fresh_items": len(self.learner.fresh),

@@ -88,7 +88,7 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
 
 
 def demo_settings(options: DemoOptions, home: Path, broker: Broker) -> Settings:
-    """Settings of a short life: versions come twice a minute, and features fit the data.
+    """Settings of a short life: versions come six times a minute, and features fit the data.
 
     A broker of our own needs nothing from the environment; one that runs already keeps its security settings,
     and gets topics of names that nothing else uses.
@@ -99,7 +99,7 @@ def demo_settings(options: DemoOptions, home: Path, broker: Broker) -> Settings:
     quick: dict[str, Any] = {
         "home": str(home),
         "kafka": {"bootstrap_servers": broker.bootstrap_servers, "group_id": "hsnn-demo", **topics},
-        "cadence": {"checkpoint_every_events": 50_000, "checkpoint_every_s": 15.0, "publish_every_s": 30.0},
+        "cadence": {"checkpoint_every_events": 50_000, "checkpoint_every_s": 10.0, "publish_every_s": 10.0},
         "registry": {"tracking_uri": f"sqlite:///{home.resolve() / 'mlflow.db'}"},
     }
     if options.data is None:

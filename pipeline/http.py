@@ -10,11 +10,14 @@ Reads the last status and copies only, never live state: a question is handed to
 /pictures      edition of each picture as JSON
 /pictures/NAME a PNG, drawn when it is asked for
 /retrieve      items for users, from the live state
+/static/NAME   the page's files
+/v1/...        what the page asks: /v1/index, /v1/items, /v1/versions, and POST /v1/explain
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 import time
@@ -29,11 +32,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
 from consumers.errors import ConfigError
+from deploy.page.assets import page, static
 from deploy.publication import Picture
 from pipeline.asking import EXAMPLE, Ask, Refusal, retrieve
+from pipeline.exploring import EXPLAIN, MAX_BODY_BYTES, Exploring
 from pipeline.gallery import Gallery
 from pipeline.metrics import StatusCollector
-from pipeline.page import CONTENT_SECURITY_POLICY, PAGE
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +97,7 @@ class HttpServer:
         pictures: the newest pictures by file name, made of copies; drawn only when somebody looks.
         redraw_after_s: how long a drawn picture is served although newer data is there.
         ask: puts a question to the daemon; without it nothing is retrieved here.
+        exploring: answers what the page asks of the index; without it the page leaves those parts out.
     """
 
     def __init__(
@@ -103,14 +108,14 @@ class HttpServer:
         pictures: Callable[[], Mapping[str, Picture]] = dict,
         redraw_after_s: float = _REDRAW_AFTER_S,
         ask: Ask | None = None,
+        exploring: Exploring | None = None,
     ) -> None:
         self._config, self._status, self._beat = config, status, beat
         self._registry = CollectorRegistry()
         self._registry.register(StatusCollector(status))
         self._gallery = Gallery(pictures, redraw_after_s)
-        self._ask = ask
+        self._ask, self._exploring = ask, exploring
         self._pages = {
-            "/": self._page,
             "/healthz": self._health,
             "/readyz": self._readiness,
             "/metrics": self._metrics,
@@ -144,22 +149,30 @@ class HttpServer:
             self._server.shutdown()
             self._server.server_close()
 
-    def answer(self, path: str, query: str = "") -> Answer:
-        """What goes back for a path and what follows its question mark."""
+    def answer(self, path: str, query: str = "", accepted: str = "") -> Answer:
+        """What goes back for a path and what follows its question mark, to a client of these encodings."""
+        asset = page("daemon") if path == "/" else static(path)
+        if asset is not None:
+            return Answer(200, asset.kind, *asset.packed(accepted))
         if path == "/retrieve":
             return self._retrieved(query)
-        page = self._pages.get(path)
-        if page is not None:
-            return page()
+        told = self._pages.get(path)
+        if told is not None:
+            return told()
         if path.startswith("/pictures/"):
             return self._picture(path.removeprefix("/pictures/"))
+        found = None if self._exploring is None else self._exploring.get(path, query)
+        if found is not None:
+            return _found(found)
         return _text(404, f"try {_PATHS}")
 
-    # -- what there is -----------------------------------------------------------------------------------
+    def posted(self, path: str, body: bytes) -> Answer:
+        """What goes back for a body."""
+        if path != EXPLAIN or self._exploring is None:
+            return _text(404, f"nothing is posted here but to {EXPLAIN}")
+        return _found(self._exploring.explain(body))
 
-    def _page(self) -> Answer:
-        policy = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
-        return Answer(200, "text/html; charset=utf-8", PAGE, policy)
+    # -- what there is -----------------------------------------------------------------------------------
 
     def _health(self) -> Answer:
         idle = time.monotonic() - self._beat()
@@ -190,22 +203,31 @@ class HttpServer:
         return Answer(200, "image/png", png)
 
     def _retrieved(self, query: str) -> Answer:
-        found = retrieve(self._ask, query)
-        return _text(*found) if isinstance(found, Refusal) else _json(found)
+        return _found(retrieve(self._ask, query))
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
-        answer = self.answer
+        answer, posted = self.answer, self.posted
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self._reply(with_body=True)
+                self._reply(self._got())
+
+            def do_POST(self) -> None:
+                length = self.headers.get("Content-Length", "")
+                if not re.fullmatch("[0-9]{1,9}", length) or int(length) > MAX_BODY_BYTES:
+                    self.close_connection = True
+                    self._reply(_text(413, f"send at most {MAX_BODY_BYTES:,} bytes, and their number"))
+                    return
+                self._reply(posted(self.path, self.rfile.read(int(length))))
 
             def do_HEAD(self) -> None:
-                self._reply(with_body=False)
+                self._reply(self._got(), with_body=False)
 
-            def _reply(self, with_body: bool) -> None:
+            def _got(self) -> Answer:
                 path, _, query = self.path.partition("?")
-                found = answer(path, query)
+                return answer(path, query, self.headers.get("Accept-Encoding", ""))
+
+            def _reply(self, found: Answer, with_body: bool = True) -> None:
                 self.send_response(found.code)
                 lengths = {"Content-Type": found.kind, "Content-Length": str(len(found.body))}
                 for name, value in {**lengths, **_HEADERS, **found.headers}.items():
@@ -233,6 +255,10 @@ class _Server(ThreadingHTTPServer):
 
 def _text(code: int, line: str) -> Answer:
     return Answer(code, "text/plain; charset=utf-8", f"{line}\n".encode())
+
+
+def _found(value: Any) -> Answer:
+    return _text(*value) if isinstance(value, Refusal) else _json(value)
 
 
 def _json(value: Any) -> Answer:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
 from consumers.errors import HsnnError
 from deploy.live import LiveRetrieval
-from deploy.retrieval import Answer, Filters, Id
+from deploy.retrieval import Answer, Filters, Id, Instant
 from index_refresh.learner import Learner
 
 _MAX_WAITING = 1024
@@ -26,12 +27,15 @@ _AT_ONCE = 64
 _WINDOW = 1024
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, slots=True)
 class _Question:
-    users: Sequence[Id]
-    k: int
-    filters: Filters | None
-    answer: Future[list[Answer]] = field(default_factory=Future)
+    """What the training thread does, and where it puts what comes of it."""
+
+    act: Callable[[], None]
+    answer: Future[Any]
 
 
 class LiveQueries:
@@ -51,11 +55,31 @@ class LiveQueries:
         Raises:
             queue.Full: too many questions wait.
         """
-        question = _Question(users, k, filters)
-        self._waiting.put_nowait(question)
+        return self._put(lambda: self._retrieval.retrieve(users, k, filters=filters), is_search=True)
+
+    def look(self, act: Callable[[Instant], T]) -> Future[T]:
+        """What ``act`` finds in the state between two batches; it must change nothing and keep no part of
+        the state. As with ``ask``, its ``HsnnError`` is in the future."""
+        return self._put(lambda: act(self._retrieval.instant()))
+
+    def _put(self, find: Callable[[], T], is_search: bool = False) -> Future[T]:
+        found: Future[T] = Future()
+
+        def act() -> None:
+            began = time.perf_counter()
+            try:
+                result = find()
+            except HsnnError as error:
+                found.set_exception(error)
+                return
+            if is_search:
+                self._seconds.append(time.perf_counter() - began)
+            found.set_result(result)
+
+        self._waiting.put_nowait(_Question(act, found))
         if self._closed:  # Perhaps too late to be met by ``close``, and nobody else would.
-            question.answer.cancel()
-        return question.answer
+            found.cancel()
+        return found
 
     def answer_waiting(self) -> None:
         """Answer what waits. Only the training thread may call it."""
@@ -63,16 +87,8 @@ class LiveQueries:
             self._answer(self._waiting.get_nowait())
 
     def _answer(self, question: _Question) -> None:
-        if not question.answer.set_running_or_notify_cancel():
-            return
-        began = time.perf_counter()
-        try:
-            found = self._retrieval.retrieve(question.users, question.k, filters=question.filters)
-        except HsnnError as error:
-            question.answer.set_exception(error)
-            return
-        self._seconds.append(time.perf_counter() - began)
-        question.answer.set_result(found)
+        if question.answer.set_running_or_notify_cancel():
+            question.act()
 
     def close(self) -> None:
         """Nobody may wait for a daemon that left."""

@@ -40,6 +40,9 @@ _GAUGES = {
     "checkpoint_bytes": ("hsnn_checkpoint_bytes", "Size of the last checkpoint"),
     "checkpoint_stall_s": ("hsnn_checkpoint_stall_seconds", "How long the last copy held up training"),
     "versions_pending": ("hsnn_versions_pending", "Versions that wait for MLflow"),
+    "deltas_waiting": ("hsnn_deltas_waiting", "Deltas cut that wait to be written"),
+    "delta_bytes": ("hsnn_delta_bytes", "Size of the last delta"),
+    "delta_cut_s": ("hsnn_delta_cut_seconds", "How long cutting the last delta held up training"),
 }
 _COUNTERS = {
     "events_trained": ("hsnn_events_trained", "Events trained in the surviving state"),
@@ -48,13 +51,17 @@ _COUNTERS = {
     "index_removed": ("hsnn_index_removed", "Items removed"),
     "index_expired": ("hsnn_index_expired", "Items that left for inactivity"),
     "index_revived": ("hsnn_index_revived", "Dead nodes that were given items of crowded ones"),
+    "deltas_written": ("hsnn_deltas_written", "Deltas written in this life"),
 }
 # 1 while the status holds an error in words.
 _TROUBLES = {
     "checkpoint_error": ("hsnn_checkpoint_failing", "1 while checkpoints cannot be written"),
     "source_error": ("hsnn_source_failing", "1 while events cannot be read"),
     "publish_error": ("hsnn_publish_failing", "1 while versions cannot be published"),
+    "delta_error": ("hsnn_delta_failing", "1 while deltas cannot be written"),
 }
+# Each is there from the start, at 0: a counter that appears at 1 has not grown, for Prometheus.
+_GATE_RESULTS = ("promoted", "refused", "superseded", "rolled_back")
 # By what follows ``index_level<n>_``. Balance without a level is that of the first, here are those below it.
 _LEVEL_GAUGES = {
     "item_to_centre": (
@@ -141,6 +148,7 @@ class StatusCollector:
         yield from _levels(status)
         yield from _quantiles(status)
         yield from _jobs(status.get("jobs", {}))
+        yield from _gate(status.get("gate", {}))
 
 
 def _build() -> Iterator[Metric]:
@@ -276,6 +284,24 @@ def _by_job(
         if key in report:
             family.add_metric([job], report[key])
     return family
+
+
+def _gate(gate: Status) -> Iterator[Metric]:
+    """Nothing where no trials are held."""
+    if "results" not in gate:
+        return
+    versions = CounterMetricFamily(
+        "hsnn_gate_versions", "Versions of this life by what the gate made of them", labels=["result"]
+    )
+    for result in _GATE_RESULTS:
+        versions.add_metric([result], float(gate["results"].get(result, 0)))
+    yield versions
+    trial = ("hsnn_gate_trial_events", "Events that the versions on trial have answered, 0 between trials")
+    yield GaugeMetricFamily(*trial, value=float(gate.get("events", 0)))
+    left_out = ("hsnn_gate_left_out_batches", "Batches of trials that found too many others waiting")
+    yield CounterMetricFamily(*left_out, value=float(gate["batches_left_out"]))
+    failing = ("hsnn_gate_failing", "1 while the gate cannot judge versions")
+    yield GaugeMetricFamily(*failing, value=float(gate["error"] is not None))
 
 
 def _matching(pattern: re.Pattern[str], status: Status) -> Iterator[tuple[re.Match[str], float]]:

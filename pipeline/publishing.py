@@ -5,15 +5,21 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from consumers.batch import EventBatch
 from consumers.errors import RegistryError
-from deploy.publication import CHECKPOINT_TAG, Picture
-from deploy.publisher import Publisher
-from deploy.registry import Registry
+from deploy.gate_keeper import GateKeeper
+from deploy.page.version_list import VersionList
+from deploy.pruning import Pruner
+from deploy.publication import Picture
+from deploy.publisher import Publisher, PublisherConfig
+from deploy.registry import CHECKPOINT_TAG, Registry, Version
 from index_refresh.flows import Membership
 from index_refresh.learner import Learner
 from index_refresh.pictures import balance_picture, churn_picture, recall_picture
@@ -29,6 +35,10 @@ FLOWS = "index-flows.png"
 
 _ANSWER_S = 10.0
 """Longest wait for an answer at the end of a life: a client of a server that hangs waits for many minutes."""
+
+
+_PRUNED_AT_ONCE = 50
+"""Versions removed in one turn: one takes up to a second, and new versions wait meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,9 @@ class Versions:
         self._settings = settings
         self._trigger = trigger
         self._registry = Registry(settings.registry_config())
+        self.listed = VersionList(self._registry)
         self._publisher: Publisher | None = None
+        self._gate: GateKeeper | None = None
         self._curves = Curves()
         self._membership: Membership | None = None
         self._flows: Picture | None = None
@@ -70,13 +82,22 @@ class Versions:
 
     def start(self, *, resumed: bool = False) -> None:
         """``resumed``: there may be checkpoints behind an alias, so ask which before the first is pruned."""
+        gate = self._settings.gate
+        if gate.mode == "trial":
+            self._gate = GateKeeper(self._registry, gate, ask_first=resumed)
         self._publisher = Publisher(
             self._registry,
+            PublisherConfig(gate=gate.mode),
             run_config=self._settings.masked(),
             run_tags={"trigger": self._trigger},
-            after_each=self._ask_for_aliases,
+            after_each=self._after_each,
             ask_first=resumed,
         )
+
+    def watch(self, batch: EventBatch, learner: Learner) -> None:
+        """Let the gate take a sample of a batch that is about to be learnt; it never waits."""
+        if self._gate is not None:
+            self._gate.watch(batch, learner.trainer.events_trained, learner.lineage)
 
     def note(self, metrics: Mapping[str, float]) -> None:
         """Remember a point of the curves."""
@@ -105,6 +126,10 @@ class Versions:
         self._membership = now
         return self._instant(learner).pictures()
 
+    def last_membership(self) -> Membership | None:
+        """Which item was in which leaf at the last version of this life. Any thread may ask."""
+        return self._membership
+
     def _instant(self, learner: Learner) -> _Instant:
         refresher = learner.refresher
         sizes = refresher.leaves.sizes.copy()
@@ -132,16 +157,36 @@ class Versions:
         or was killed while MLflow was away."""
         return self._registered is not None and checkpoint not in self._registered
 
+    def prune(self) -> None:
+        """Ask for a look at old versions, where the daemon is to do that; the publisher's thread does it."""
+        if self._publisher is not None and self._settings.registry.retention.automatic:
+            self._publisher.run_between(self._prune)
+
+    def _prune(self) -> None:
+        pruner = Pruner(self._registry)
+        try:
+            pruned = pruner.remove(pruner.plan().cut(_PRUNED_AT_ONCE))
+        except RegistryError as error:
+            log.warning("old versions stay for now: %s", error)
+            return
+        if pruned.versions:
+            log.info("versions %s are gone, %d bytes are free", pruned.versions, pruned.num_bytes)
+
+    def _after_each(self) -> None:
+        """In the publisher's thread."""
+        self._ask_for_aliases()
+        if self._gate is not None:
+            self._gate.look_for_versions()
+
     def _ask_for_aliases(self) -> None:
         """In the publisher's thread. While MLflow is away the last answer holds."""
         try:
-            versions = self._registry.versions()
+            if self._registered is None:
+                # Once a life: what this one publishes is not asked for, see `lacks`.
+                self._registered = _checkpoints(self._registry.versions())
+            self._aliased = _checkpoints(self._registry.aliased())
         except RegistryError as error:
             log.warning("which versions have an alias is unknown for now: %s", error)
-            return
-        ours = [version for version in versions if CHECKPOINT_TAG in version.tags]
-        self._aliased = {version.tags[CHECKPOINT_TAG] for version in ours if version.aliases}
-        self._registered = {version.tags[CHECKPOINT_TAG] for version in ours}
 
     @property
     def published(self) -> list[int]:
@@ -161,6 +206,12 @@ class Versions:
             raise RegistryError(
                 f"publishing stopped: {self._publisher.failure!r}"
             ) from self._publisher.failure
+        if self._gate is not None and self._gate.failure is not None:
+            raise RegistryError(f"the gate stopped: {self._gate.failure!r}") from self._gate.failure
+
+    def gate_figures(self) -> dict[str, Any]:
+        """The trial that is on and what became of the versions of this life; nothing without trials."""
+        return {} if self._gate is None else self._gate.figures()
 
     def champion(self) -> int | None:
         """Number of the version that should serve; None when there is none or MLflow does not answer."""
@@ -182,7 +233,19 @@ class Versions:
             return None
         return None if champion is None else champion.number
 
-    def close(self) -> None:
-        """Publish what waits."""
+    def close(self, *, ended: bool = False) -> None:
+        """Publish what waits, and let the gate come to its end.
+
+        Args:
+            ended: the stream has no more events, so that a trial is judged by those that there were.
+        """
+        until = time.monotonic() + self._settings.cadence.publish_timeout_s
         if self._publisher is not None:
-            self._publisher.close(self._settings.cadence.publish_timeout_s)
+            self._publisher.close(until - time.monotonic())
+        if self._gate is not None:
+            self._gate.close(max(until - time.monotonic(), 0.0), ended=ended)
+
+
+def _checkpoints(versions: Iterable[Version]) -> set[str]:
+    """Names of the checkpoints that versions of this program were made of."""
+    return {version.tags[CHECKPOINT_TAG] for version in versions if CHECKPOINT_TAG in version.tags}

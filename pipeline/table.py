@@ -104,6 +104,21 @@ def status_rows(status: dict[str, Any], producer: Produced | None = None) -> lis
     ]
     if status["publish_error"]:
         rows.append(("registry", str(status["publish_error"])))
+    return rows + _gate_rows(status.get("gate", {}))
+
+
+def _gate_rows(gate: dict[str, Any]) -> list[tuple[str, str]]:
+    """The trial that is on, and what became of versions; nothing without trials."""
+    rows = []
+    if "phase" in gate:
+        told = f"version {gate['version']} against {gate['against']}, {gate['events']:,} events"
+        if "difference" in gate:
+            told += f", recall {gate['difference']:+.4f}"
+        rows.append((gate["phase"], told))
+    if results := gate.get("results"):
+        rows.append(("gate", ", ".join(f"{count} {result}" for result, count in results.items())))
+    if gate.get("error"):
+        rows.append(("gate waits", str(gate["error"])))
     return rows
 
 

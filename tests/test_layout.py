@@ -88,6 +88,21 @@ COMMAND_LINE = {
     "checkpoint verify": {"--config", "--home", "--json"},
     "checkpoint pin": {"--config", "--home"},
     "checkpoint unpin": {"--config", "--home"},
+    "versions": {"--limit", "--config", "--home", "--json"},
+    "promote": {"--reason", "--dry-run", "--config", "--home", "--json"},
+    "rollback": {"--to", "--reason", "--dry-run", "--config", "--home", "--json"},
+    "pin": {"--reason", "--config", "--home"},
+    "unpin": {"--config", "--home"},
+    "prune": {"--keep-last", "--keep-daily", "--dry-run", "--config", "--home", "--json"},
+    "serve": {
+        *("--host", "--port", "--alias", "--version", "--shadow", "--checkpoint"),
+        *("--config", "--home"),
+    },
+    "gate": {
+        *("--from", "--version", "--against", "--since", "--until", "--dry-run"),
+        *("--config", "--home", "--json"),
+    },
+    "compare": {"--from", "--since", "--until", "--config", "--home", "--json"},
     "version": set[str](),
 }
 

@@ -57,11 +57,16 @@ class TinyWorld:
     seed: int = 0
     index_after_steps: int = 1
     nodes: tuple[int, ...] = (4,)
+    tastes: int = 2
+    """Into so many parts the catalogue falls, and each user likes one."""
+    budget: float = EVALUATION.budget
 
     def __post_init__(self) -> None:
         self.learner = Learner(
             LearnerConfig(
-                trainer=self._trainer_config(), evaluation=EVALUATION, context_features=tuple(self.context)
+                trainer=self._trainer_config(),
+                evaluation=EVALUATION.model_copy(update={"budget": self.budget}),
+                context_features=tuple(self.context),
             )
         )
         self._random = np.random.default_rng(self.seed)
@@ -84,7 +89,8 @@ class TinyWorld:
 
     def _batch(self, size: int) -> EventBatch:
         users = self._random.integers(1, NUM_USERS + 1, size)
-        items = 1 + 2 * self._random.integers(0, NUM_ITEMS // 2, size) + users % 2
+        items = 1 + users % self.tastes
+        items += self.tastes * self._random.integers(0, NUM_ITEMS // self.tastes, size)
         first = self.learner.trainer.events_trained
         raw: dict[str, Any] = {
             c.USER_ID: [self.user(n) for n in users.tolist()],

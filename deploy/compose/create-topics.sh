@@ -17,6 +17,8 @@ letter=max.message.bytes=16777216
 create "$EVENT_TOPIC" "$EVENT_PARTITIONS" --config retention.ms=-1 --config "$message"
 create "$ITEM_TOPIC" 1 --config cleanup.policy=compact --config "$message"
 create "$USER_TOPIC" 1 --config cleanup.policy=compact --config "$message"
+# A week of deltas: a server can begin with any version that is not older.
+create "$DELTA_TOPIC" 1 --config cleanup.policy=compact,delete --config retention.ms=604800000
 for topic in "$EVENT_TOPIC" "$ITEM_TOPIC" "$USER_TOPIC"; do
     create "$topic.dlq" 1 --config retention.ms=-1 --config "$letter"
 done

@@ -110,7 +110,7 @@ def _judge_tables(url: URL, shown: str) -> Check:
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
-_DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+_DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 
 
 def _judge_new_sqlite(url: URL, shown: str) -> Check:

@@ -15,6 +15,8 @@ from consumers.parquet_source import ParquetSource
 from consumers.schema import EventSchema
 from consumers.testing import ScriptedSource
 from consumers.writer_claim import WriterClaim
+from deploy.gate import GateResult
+from deploy.registry import GATE_RESULT, Registry
 from pipeline.config import Settings
 from pipeline.daemon import Daemon
 from pipeline.replaying import log_source
@@ -97,6 +99,39 @@ def test_a_stopped_and_resumed_life_ends_in_the_bits_of_an_undisturbed_one(
     daemon_on(log, settings).run()
 
     assert differing_tensors(newest(settings.home), newest(undisturbed.home)) == []
+
+
+def test_trials_change_no_bit_of_the_state(log: Path, tmp_path: Path, mlflow_uri: str) -> None:
+    homes = []
+    for mode in ("trial", "off"):
+        settings = small_settings(
+            tmp_path / mode,
+            registry={"tracking_uri": mlflow_uri, "model_name": mode},
+            cadence={"publish_every_events": 600, "publish_at_end": True},
+            gate={"mode": mode, "min_events": 50, "max_events": 100, "max_share": 1.0},
+        )
+        summary = daemon_on(log, settings).run()
+        assert len(summary.versions) > 1
+        homes.append(newest(settings.home))
+    assert differing_tensors(*homes) == []
+
+
+def test_a_stream_that_goes_on_behind_its_versions_tries_them(tmp_path: Path, mlflow_uri: str) -> None:
+    long = write_log(tmp_path / "long", 12_000)
+    settings = small_settings(
+        tmp_path / "home",
+        registry={"tracking_uri": mlflow_uri},
+        cadence={"publish_every_events": 4_000, "publish_at_end": True},
+        gate={"min_events": 200, "max_events": 400, "max_share": 1.0},
+    )
+    daemon = daemon_on(long, settings)
+    summary = daemon.run()
+    results = read_status(settings.status_file)["gate"]["results"]
+    assert results["promoted"] >= 1
+    assert summary.champion in summary.versions
+    versions = Registry(settings.registry_config()).versions()
+    assert {version.tags[GATE_RESULT] for version in versions} <= set(GateResult)
+    assert versions[-1].tags[GATE_RESULT] in (GateResult.PENDING, GateResult.PROMOTED)
 
 
 def test_too_many_rejects_stop_the_daemon_and_the_last_checkpoint_stands(

@@ -192,9 +192,12 @@ def test_the_page_may_run_its_own_script_only() -> None:
     with serving(Watched()) as server:
         code, headers, body = ask(server, "/?x=1")
     assert (code, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
-    (script,) = re.findall(rb"<script>(.*?)</script>", body, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
-    assert f"script-src 'sha256-{digest}'" in headers["Content-Security-Policy"]
+        (path, digest) = re.findall(rb'<script defer src="([^"]+)" integrity="sha384-([^"]+)"', body)[0]
+        code, kept, script = ask(server, path.decode())
+    assert (code, kept["Content-Type"]) == (200, "text/javascript; charset=utf-8")
+    assert base64.b64encode(hashlib.sha384(script).digest()) == digest
+    assert len(re.findall(rb"<script", body)) == 1
+    assert "script-src 'self';" in headers["Content-Security-Policy"]
     assert "default-src 'none'" in headers["Content-Security-Policy"]
 
 

@@ -18,8 +18,7 @@ from nursery import Nursery
 from stages import BY_THE_CLOCK, QUIET, Stage, differences, stage
 
 from consumers.journal import history
-from deploy.publication import CHECKPOINT_TAG
-from deploy.registry import Registry
+from deploy.registry import CHECKPOINT_TAG, Registry
 from deploy.retriever import fetched_version
 from pipeline.brokers import ApacheKafka
 from pipeline.config import load_settings

@@ -140,6 +140,29 @@ def test_turns_of_a_job_are_told_by_outcome_and_waits_in_seconds() -> None:
     }
 
 
+def test_the_gate_is_told_by_result_from_the_first_status_on() -> None:
+    gate = {"results": {"promoted": 2}, "events": 1_500, "batches_left_out": 3, "error": "no answer"}
+    found = samples({"gate": gate})
+    results = {having: value for (name, having), value in found.items() if name == "hsnn_gate_versions_total"}
+    assert results == {
+        labels(result="promoted"): 2.0,
+        labels(result="refused"): 0.0,
+        labels(result="superseded"): 0.0,
+        labels(result="rolled_back"): 0.0,
+    }
+    assert found["hsnn_gate_trial_events", labels()] == 1_500.0
+    assert found["hsnn_gate_left_out_batches_total", labels()] == 3.0
+    assert found["hsnn_gate_failing", labels()] == 1.0
+    assert samples({"gate": {}}) == samples({})
+
+
+def test_deltas_are_told_where_the_daemon_writes_them() -> None:
+    found = samples({"deltas_written": 7, "delta_cut_s": 0.01, "delta_error": None})
+    assert found["hsnn_deltas_written_total", labels()] == 7.0
+    assert found["hsnn_delta_cut_seconds", labels()] == 0.01
+    assert found["hsnn_delta_failing", labels()] == 0.0
+
+
 def test_all_that_the_scheduler_reports_is_told() -> None:
     cadences = Cadences({"sweep": 0.5, "publish": None})
     cadences.ask("sweep")

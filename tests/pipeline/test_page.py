@@ -1,39 +1,47 @@
-"""The status page in a real browser, as a person would meet it."""
+"""The page in a real browser, as a person would meet it: served by the daemon and by the retrieval server."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
-from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from pydantic import SecretStr
 
-from deploy.publication import Picture
+from deploy.page.explorer import Explorer
+from deploy.page.routes import PAGE_PATHS, page_routes
+from deploy.retriever import Retriever
+from deploy.serving.app import create_app
+from deploy.serving.config import ServeConfig
+from deploy.serving.server import RetrievalServer, ServerThread
+from deploy.serving.service import Service
+from deploy.serving.versions import as_published
+from index_refresh.learner import Learner
 from index_refresh.pictures import recall_picture
-from pipeline.http import Answer, HttpConfig, HttpServer
-from pipeline.page import CONTENT_SECURITY_POLICY, PAGE
+from pipeline.exploring import Exploring
+from pipeline.http import HttpConfig, HttpServer
+from pipeline.live_queries import LiveQueries
+from tests.worlds import TinyWorld
+from trainers.checkpoint import read_checkpoint
 
 CHROMIUM = os.environ.get("HSNN_CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-needs_browser = pytest.mark.skipif(
+pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium found; install it or set HSNN_CHROMIUM to its path"
 )
-QUIET = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
-# The browser's own clock runs ahead while nothing loads, so half a minute of the page takes a second of ours.
-HALF_A_MINUTE = "--virtual-time-budget=30000"
-DARK = "--blink-settings=preferredColorScheme=0"
+PATIENCE_MS = 30_000.0
+EVIL = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+HISTORY = [{"events_trained": 1_000.0 * n, "recall_index_at_100": 0.1 * n} for n in range(1, 4)]
 
 STATUS: dict[str, Any] = {
     "running": True,
@@ -61,81 +69,133 @@ STATUS: dict[str, Any] = {
     "index_nodes_used": 250.0,
     "index_max_over_mean": 3.27,
     "index_moved": 349_095.0,
+    "gate": {"phase": "trial", "version": 3, "against": 2, "events": 150, "max_events": 900, "results": {}},
     "jobs": {
         "sweep": {"executed": 1_200.0, "missed": 5.0, "overlapped": 7.0, "last_wait_s": 0.25},
         "publish": {"executed": 4.0, "missed": 0.0, "overlapped": 0.0, "last_wait_s": 0.01},
     },
 }
-HISTORY = [{"events_trained": 1_000.0 * n, "recall_index_at_100": 0.1 * n} for n in range(1, 4)]
-PROBE = """<!doctype html><body>
-<iframe id="page" src="/" style="border:0;height:3000px;width:WIDTHpx"></iframe>
-<script>
-const look = () => {
-  const page = document.getElementById("page").contentDocument, root = page.documentElement;
-  if (!page.querySelector("#pictures img")) return setTimeout(look, 100);
-  const style = (node) => page.defaultView.getComputedStyle(node), boxes = ".card, header, main";
-  const overfull = [...page.querySelectorAll(boxes)].filter((box) => box.scrollWidth > box.clientWidth);
-  document.body.textContent = "seen " + JSON.stringify({
-    inside: root.clientWidth, needs: root.scrollWidth, overfull: overfull.map((box) => box.textContent),
-    paper: style(page.body).backgroundColor, ink: style(page.body).color,
-    columns: style(page.getElementById("cards")).gridTemplateColumns.split(" ").length,
-  }) + " end";
-};
-look();
-</script>"""
-
-
-class Probed(HttpServer):
-    """With one more page, which shows the status page in a frame of a width and measures it."""
-
-    def answer(self, path: str, query: str = "") -> Answer:
-        if path.startswith("/probe/"):
-            return Answer(200, "text/html", PROBE.replace("WIDTH", path.removeprefix("/probe/")).encode())
-        return super().answer(path, query)
-
-
-@contextmanager
-def serving(
-    status: Callable[[], Mapping[str, Any]], pictures: Mapping[str, Picture] | None = None
-) -> Iterator[str]:
-    """Address of a server."""
-    server = Probed(HttpConfig(port=0), status, time.monotonic, lambda: pictures or {})
-    server.start()
-    try:
-        yield f"http://127.0.0.1:{server.port}"
-    finally:
-        server.stop()
-
-
-def browse(url: str, profile: Path, *flags: str) -> str:
-    """What the browser writes to standard output."""
-    command = [str(CHROMIUM), *QUIET, f"--user-data-dir={profile}", HALF_A_MINUTE, *flags, url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
-
-
-def document(url: str, profile: Path, wanted: str, *flags: str) -> str:
-    """The document once ``wanted`` is in it. The browser's clock does not wait for a picture to be decoded,
-    so on a busy machine it may be read too early."""
-    for _ in range(5):
-        dom = browse(url, profile, *flags, "--dump-dom")
-        if wanted in dom:
-            break
-    return dom
 
 
 def now(**more: Any) -> dict[str, Any]:
     return {**STATUS, "at_ms": time.time_ns() // 1_000_000, **more}
 
 
-def texts(dom: str, selector: str) -> list[str]:
-    """Texts of the innermost elements of a class."""
-    return re.findall(rf'class="{selector}"[^>]*>([^<]*)<', dom)
+# -- two backends over one state -----------------------------------------------------------------------------
 
 
-def cards(dom: str) -> dict[str, tuple[str, str]]:
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return TinyWorld(string_ids=True, nodes=(3, 2)).train(6).checkpoint(tmp_path_factory.mktemp("page"))
+
+
+@contextmanager
+def answering(queries: LiveQueries) -> Iterator[None]:
+    """A thread that answers what waits, as the training thread does between two batches."""
+    ending = threading.Event()
+
+    def work() -> None:
+        while not ending.wait(0.01):
+            queries.answer_waiting()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()
+
+
+@contextmanager
+def daemon(checkpoint: Path, status: Callable[[], Mapping[str, Any]] = now) -> Iterator[str]:
+    """Address of a daemon's endpoint over a state that does not train."""
+    queries = LiveQueries(Learner.restore(read_checkpoint(checkpoint)))
+    before = TinyWorld(string_ids=True, nodes=(3, 2)).train(3).learner.refresher.membership()
+    server = HttpServer(
+        HttpConfig(port=0),
+        status,
+        time.monotonic,
+        lambda: {"recall.png": lambda: recall_picture(HISTORY), f"{EVIL}.png": b"no picture"},
+        exploring=Exploring(Explorer(queries.look, lambda: before)),
+    )
+    server.start()
+    try:
+        with answering(queries):
+            yield f"http://127.0.0.1:{server.port}"
+    finally:
+        server.stop()
+
+
+@contextmanager
+def server(checkpoint: Path, **config: Any) -> Iterator[str]:
+    """Address of a retrieval server."""
+    service = Service(ServeConfig(port=0, timeout_s=30.0, **config))
+    service.engine.replace(as_published(read_checkpoint(checkpoint)))
+    app = create_app(service, more=[page_routes(service)], open_paths=PAGE_PATHS)
+    with ServerThread(RetrievalServer(service, app)) as running:
+        yield f"http://127.0.0.1:{running.port}"
+
+
+@pytest.fixture(scope="module", params=[daemon, server], ids=["daemon", "server"])
+def backend(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[str]:
+    with request.param(checkpoint) as url:
+        yield url
+
+
+# -- the browser ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as play:
+        found = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@dataclass
+class Watched:
+    """A page, and everything that went wrong in it."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Opener:
+    """Opens pages that are closed after the test."""
+
+    browser: Browser
+    stack: ExitStack
+
+    def __call__(self, url: str, width: int = 1280, scheme: Any = "light", at: str = "/") -> Watched:
+        context = self.browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.stack.callback(context.close)
+        context.set_default_timeout(PATIENCE_MS)
+        watched = Watched(context.new_page())
+        watched.page.on("console", lambda said: watched.complaints.append(f"{said.type}: {said.text}"))
+        watched.page.on("pageerror", lambda error: watched.complaints.append(str(error)))
+        watched.page.goto(url + at)
+        return watched
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Opener]:
+    expect.set_options(timeout=PATIENCE_MS)
+    with ExitStack() as stack:
+        yield Opener(browser, stack)
+
+
+def cards(page: Page, place: str = "#cards") -> dict[str, tuple[str, str]]:
     """Value and note by a card's name."""
-    rows = zip(texts(dom, "name"), texts(dom, "value"), texts(dom, "note"), strict=False)
-    return {name: (value, note) for name, value, note in rows}
+    found = page.locator(f"{place} .card").all()
+    parts = [[card.locator(f".{part}").inner_text() for part in ("name", "value", "note")] for card in found]
+    return {name: (value, note) for name, value, note in parts}
+
+
+def rows(page: Page, table: str) -> list[list[str]]:
+    return [row.locator("td").all_inner_texts() for row in page.locator(f"{table} tbody tr").all()]
 
 
 def luminance(colour: str) -> float:
@@ -145,11 +205,154 @@ def luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-@needs_browser
-def test_the_page_shows_the_figures_of_the_status_and_the_pictures(tmp_path: Path) -> None:
-    with serving(now, {"recall.png": lambda: recall_picture(HISTORY)}) as url:
-        dom = document(url, tmp_path, "<img ")
-    found = cards(dom)
+# -- both ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
+def test_the_page_fits_its_window_can_be_read_and_breaks_no_rule(
+    opened: Opener, backend: str, width: int, scheme: str
+) -> None:
+    watched = opened(backend, width, scheme)
+    page = watched.page
+    expect(page.locator("#map .slicetext").first).to_be_visible()
+    expect(page.locator("#cards .card").nth(5)).to_be_visible()
+    page.locator("#examples .link").first.click()
+    expect(page.locator("#answer-items tbody tr")).to_have_count(10)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    boxes = page.evaluate(
+        "[...document.querySelectorAll('.card, header, main, .panel')]"
+        ".filter(box => box.scrollWidth > box.clientWidth).map(box => box.textContent)"
+    )
+    assert boxes == []
+    paper, ink = page.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    )
+    light, dark = sorted((luminance(paper), luminance(ink)), reverse=True)
+    assert (light + 0.05) / (dark + 0.05) > 7
+    assert (luminance(paper) < 0.1) == (scheme == "dark")
+    assert watched.complaints == []
+
+
+def test_one_goes_into_a_node_by_the_picture_and_out_by_the_trail(opened: Opener, backend: str) -> None:
+    page = opened(backend).page
+    expect(page.locator("#map .slicetext").first).to_be_visible()
+    page.locator("#map").click(position={"x": 20, "y": 20}, force=True)
+    expect(page.locator("#crumbs li")).to_have_count(2)
+    node = page.locator("#crumbs [aria-current]").inner_text()
+    inside = rows(page, "#entries")
+    assert [row[0].startswith(f"{node}/") for row in inside] == [True, True]
+    page.locator("#crumbs .link").click()
+    expect(page.locator("#crumbs li")).to_have_count(1)
+    expect(page.locator("#entries tbody tr")).to_have_count(3)
+    total = sum(int(row[1].replace(",", "")) for row in rows(page, "#entries"))
+    assert page.locator("#index-note").inner_text().startswith(f"{total} items")
+    page.go_back()
+    expect(page.locator("#crumbs [aria-current]")).to_have_text(node)
+
+
+def test_the_keyboard_reaches_a_leaf_its_items_and_what_is_alike(opened: Opener, backend: str) -> None:
+    page = opened(backend).page
+    for depth in (2, 3):
+        page.locator("#entries .link").first.focus()
+        page.keyboard.press("Enter")
+        expect(page.locator("#crumbs li")).to_have_count(depth)
+    expect(page.locator("#map-box")).to_be_hidden()
+    expect(page.locator("#entries th").first).to_have_text("item")
+    item = page.locator("#entries .link").first
+    name = item.inner_text()
+    item.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#item-title")).to_have_text(f"Item {name}")
+    expect(page.locator("#item-path tbody tr")).to_have_count(2)
+    page.locator("#item-neighbours .link").first.click()
+    expect(page.locator("#item-title")).not_to_have_text(f"Item {name}")
+    page.keyboard.press("Escape")
+    expect(page.locator("#item")).to_be_hidden()
+
+
+@pytest.mark.slow
+def test_a_place_in_the_index_can_be_sent_to_somebody(opened: Opener, backend: str) -> None:
+    page = opened(backend, at="/#node=1/1").page
+    expect(page.locator("#crumbs li")).to_have_text(["all items", "node 1", "node 1"])
+    page = opened(backend, at="/#node=99").page
+    expect(page.locator("#crumbs li")).to_have_text(["all items"])
+
+
+@pytest.mark.parametrize(("user", "is_known"), [("user-1", True), ("nobody", False)])
+def test_a_user_is_answered_as_the_retriever_does_with_the_way_there(
+    opened: Opener, backend: str, checkpoint: Path, user: str, is_known: bool
+) -> None:
+    page = opened(backend).page
+    page.locator("#user").fill(user)
+    page.locator("#k").fill("7")
+    page.locator("#history").fill("item-3, item-5")
+    page.keyboard.press("Enter")
+    expect(page.locator("#answer-items tbody tr")).to_have_count(7)
+    answer = Retriever.load(checkpoint).retrieve(user, k=7, history=["item-3", "item-5"])
+    shown = rows(page, "#answer-items")
+    assert [row[1] for row in shown] == answer.items
+    assert [float(row[2]) for row in shown] == pytest.approx(answer.scores, abs=2e-3)
+    assert [float(row[3]) + float(row[4]) for row in shown] == pytest.approx(answer.scores, abs=3e-3)
+    assert cards(page, "#answer-cards")[f"user {user}"][0] == ("known" if is_known else "unknown")
+    assert page.locator("#answer-history").inner_text().startswith("History: item-5, item-3")
+    expect(page.locator("#levels .level")).to_have_count(2)
+    leaf = page.locator("#answer-items .link").nth(1)
+    assert re.fullmatch(r"\d/\d", leaf.inner_text())
+    leaf.click()
+    expect(page.locator("#crumbs li")).to_have_count(3)
+
+
+@pytest.mark.slow
+def test_a_question_that_cannot_be_answered_is_told_why(opened: Opener, backend: str) -> None:
+    page = opened(backend).page
+    page.locator("#user").fill("x" * 2_000)
+    page.keyboard.press("Enter")
+    expect(page.locator("#answer-notice")).to_contain_text("at most 1024 characters")
+    expect(page.locator("#answer")).to_be_hidden()
+    page.locator("#user").fill(EVIL)
+    page.keyboard.press("Enter")
+    expect(page.locator("#answer-cards .name").first).to_have_text(f"user {EVIL}")
+    assert page.title().startswith("HSNN ")
+
+
+def test_a_backend_that_goes_away_is_told_and_comes_back(opened: Opener, backend: str) -> None:
+    page = opened(backend).page
+    expect(page.locator("#cards .card").first).to_be_visible()
+    page.context.set_offline(True)
+    expect(page.locator("#state")).to_have_text("no answer")
+    expect(page.locator("#warnings li")).to_contain_text("does not answer")
+    expect(page.locator("#warnings li")).to_contain_text("the last that it said")
+    page.evaluate("location.hash = 'node=1'")
+    expect(page.locator("#index-notice")).to_contain_text("cannot be shown now")
+    page.context.set_offline(False)
+    expect(page.locator("#warnings li")).to_have_count(0)
+    expect(page.locator("#crumbs li")).to_have_count(2)
+    expect(page.locator("#index-notice")).to_be_hidden()
+
+
+@pytest.mark.slow
+def test_without_the_charting_library_the_table_does(opened: Opener, browser: Browser, backend: str) -> None:
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.route("**/static/plotly*", lambda route: route.abort())
+        page.goto(backend)
+        expect(page.locator("#map-notice")).to_contain_text("There is no picture")
+        expect(page.locator("#entries tbody tr")).to_have_count(3)
+
+
+# -- the daemon's own part -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quiet(checkpoint: Path) -> Iterator[str]:
+    with daemon(checkpoint) as url:
+        yield url
+
+
+def test_the_page_shows_the_figures_of_the_status_and_the_pictures(opened: Opener, quiet: str) -> None:
+    page = opened(quiet).page
+    expect(page.locator("#state")).to_have_text("training")
+    found = cards(page)
     assert found["events a second"] == ("5,123", "1,200,000 trained")
     assert found["lag"][0] == "1,532"
     assert found["data until"] == ("16:00", "2025-11-24, event time in UTC")
@@ -158,95 +361,70 @@ def test_the_page_shows_the_figures_of_the_status_and_the_pictures(tmp_path: Pat
     assert found["normalized entropy"] == ("0.913", "calibration 1.02")
     assert found["newest version"] == ("3", "3 in this life, 1 waiting")
     assert found["rejected"] == ("7", "bad_json 3, missing_user_id 4")
-    assert texts(dom, "share") == ["30.6 %", "32.3 %", "25.3 %"]
-    assert "The index keeps 94.7 % of flat recall." in dom
-    assert re.findall(r'<span id="state" class="(\w+)" role="status">([^<]+)', dom) == [("good", "training")]
-    assert '<td class="bad">5</td>' in dom, "a missed turn stands out"
-    assert "<td>7</td>" in dom, "a flag that was raised twice does not"
-    assert re.search(r'<img alt="Recall over time" src="[^"]*/pictures/recall.png\?edition=1"', dom)
+    assert page.locator("#recall .share").all_inner_texts() == ["30.6 %", "32.3 %", "25.3 %"]
+    assert page.locator("#recall-note").inner_text() == "The index keeps 94.7 % of flat recall."
+    page.locator("#jobs summary").click()
+    assert page.locator("#jobs-table td.bad").all_inner_texts() == ["5"], "only a missed turn stands out"
+    page.locator("#pictures-box summary").click()
+    picture = page.locator("#pictures img")
+    expect(picture).to_have_attribute("alt", "Recall over time")
+    assert "/pictures/recall.png?edition=1" in (picture.get_attribute("src") or "")
+    expect(page.locator("figcaption", has_text="cannot be loaded now")).to_contain_text("<img src=x")
 
 
-@needs_browser
-def test_the_page_follows_the_status_without_being_loaded_again(tmp_path: Path) -> None:
+def test_what_moved_since_the_last_version_is_told(opened: Opener, quiet: str) -> None:
+    page = opened(quiet).page
+    expect(page.locator("#entries th")).to_have_text(
+        ["node", "items", "popularity", "likeness", "came", "left"]
+    )
+    page.locator("#colour").select_option("drift")
+    expect(page.locator("#map-legend")).to_contain_text("came or left since the last version")
+
+
+def test_the_page_follows_the_status_without_being_loaded_again(opened: Opener, checkpoint: Path) -> None:
     asked: list[float] = []
 
     def status() -> dict[str, Any]:
         asked.append(0.0)
-        return now(
-            events_trained=1_000.0 * len(asked), index_moved=21.0 * len(asked), recall_index_at_100=None
-        )
+        return now(events_trained=1_000.0 * len(asked), index_moved=21.0 * len(asked), publish_error=EVIL)
 
-    with serving(status) as url:
-        found = cards(browse(url, tmp_path, "--dump-dom"))
-    assert len(asked) >= 3
-    trained = int(found["events a second"][1].removesuffix(" trained").replace(",", ""))
-    assert trained in (1_000 * len(asked), 1_000 * (len(asked) - 1))
-    assert found["moves per 1,000 events"][0] == "21"
-
-
-@needs_browser
-def test_a_daemon_that_stops_answering_leaves_its_last_figures_and_a_plain_warning(tmp_path: Path) -> None:
-    answers = iter([now()])
-
-    def status() -> Mapping[str, Any]:
-        try:
-            return next(answers)
-        except StopIteration:
-            raise ConnectionAbortedError("the daemon is gone") from None
-
-    with serving(status) as url:
-        dom = browse(url, tmp_path, "--dump-dom")
-    assert cards(dom)["items"][0] == "20,164"
-    assert "The daemon does not answer" in dom
-    assert re.findall(r'<span id="state" class="(\w+)" role="status">([^<]+)', dom) == [("bad", "no answer")]
+    with daemon(checkpoint, status) as url:
+        page = opened(url).page
+        expect(
+            page.locator("#cards .card", has_text="moves per 1,000 events").locator(".value")
+        ).to_have_text("21")
+        expect(page.locator("#warnings li")).to_have_text(f"Registry: {EVIL}")
+        assert page.locator("#warnings img, #pictures img[src='x']").count() == 0
+        assert page.title() == "HSNN daemon"
+    assert len(asked) >= 2
 
 
-@needs_browser
-def test_a_name_or_message_never_becomes_part_of_the_page(tmp_path: Path) -> None:
-    evil = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
-    jobs = {evil: {"executed": 1.0}}
-    status = now(publish_error=evil, rejected={evil: 1}, checkpoint=evil, jobs=jobs, **{evil: evil})
-    with serving(lambda: status, {f"{evil}.png": b"no picture"}) as url:
-        dom = document(url, tmp_path, "cannot be loaded now")
-    assert "<title>HSNN pipeline</title>" in dom
-    assert "Registry: &lt;img src=x onerror" in dom
-    assert "<img" not in dom
-    assert dom.count("<script") == 1
-    assert "cannot be loaded now" in dom
+# -- the server's own part -----------------------------------------------------------------------------------
 
 
-@needs_browser
-@pytest.mark.parametrize(("width", "flags"), [(390, ()), (1280, (DARK,))])
-def test_the_page_fits_its_window_and_can_be_read(width: int, flags: tuple[str, ...], tmp_path: Path) -> None:
-    broken = "ConnectionRefusedError:" + "a" * 300
-    with serving(lambda: now(publish_error=broken), {"recall.png": recall_picture(HISTORY)}) as url:
-        dom = document(f"{url}/probe/{width}", tmp_path, "seen {", "--window-size=1400,3100", *flags)
-    measured = re.search(r"seen (\{.*\}) end", dom)
-    assert measured is not None, dom
-    seen = orjson.loads(measured[1])
-    assert seen["inside"] == width
-    assert seen["needs"] <= width
-    assert seen["overfull"] == []
-    assert seen["columns"] >= (6 if width == 1280 else 1)
-    light, dark = sorted((luminance(seen["paper"]), luminance(seen["ink"])), reverse=True)
-    assert (light + 0.05) / (dark + 0.05) > 7
-    assert (luminance(seen["paper"]) < 0.1) == (DARK in flags)
+def test_requests_and_their_times_come_from_the_servers_metrics(opened: Opener, checkpoint: Path) -> None:
+    with server(checkpoint) as url:
+        page = opened(url).page
+        expect(page.locator("#state")).to_have_text("serving")
+        for _ in range(5):
+            reply = page.request.post(f"{url}/v1/retrieve", data={"users": [{"user_id": "user-1"}]})
+            assert reply.ok
+        expect(page.locator("#cards .card", has_text="request p50")).to_contain_text(" ms")
+        found = cards(page)
+        assert found["version"] == ("step-6", "fixed")
+        assert found["requests a second"][1] == "5 to /v1/retrieve"
+        assert float(found["request p50"][0].removesuffix(" ms")) > 0
 
 
-@needs_browser
-def test_the_page_paints(tmp_path: Path) -> None:
-    shot = tmp_path / "page.png"
-    with serving(now, {"recall.png": recall_picture(HISTORY)}) as url:
-        browse(url, tmp_path / "profile", f"--screenshot={shot}", "--window-size=1280,1200")
-    with Image.open(shot) as image:
-        assert image.size == (1280, 1200)
-        colours = image.convert("RGB").getcolors(maxcolors=1_000_000) or []
-    assert {(0, 0x72, 0xB2), (0xFF, 0xFF, 0xFF)} <= {colour for _, colour in colours}
-
-
-def test_the_document_asks_nobody_else_for_anything() -> None:
-    page = PAGE.decode()
-    assert re.findall(r"(?:https?:)?//[\w.]+\.\w+", page) == []
-    assert set(re.findall(r'(?:href|src)="([^"]*)"', page)) == {"data:,", "/status", "/metrics", "/healthz"}
-    assert "innerHTML" not in page
-    assert "default-src 'none'" in CONTENT_SECURITY_POLICY
+def test_a_server_with_a_token_asks_for_it_once(opened: Opener, checkpoint: Path) -> None:
+    with server(checkpoint, token=SecretStr("abc123")) as url:
+        page = opened(url).page
+        expect(page.locator("#state")).to_have_text("closed")
+        page.locator("#token-text").fill("wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#token")).to_be_visible()
+        page.locator("#token-text").fill("abc123")
+        page.keyboard.press("Enter")
+        expect(page.locator("#state")).to_have_text("serving")
+        expect(page.locator("#map .slicetext").first).to_be_visible()
+        expect(page.locator("#token")).to_be_hidden()
