@@ -57,7 +57,7 @@ def page_routes(service: Service, registry: Registry | None = None) -> APIRouter
         responses=problems_of(code_401=_ELSE["code_401"]),
     )
     def listed() -> Response:
-        """As the registry has them, at most ten seconds ago. None where a checkpoint is served without one."""
+        """As the registry has them, at most ten seconds ago; none where there is no registry."""
         return _json(NO_VERSIONS if versions is None else versions.report())
 
     return router

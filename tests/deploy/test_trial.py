@@ -28,9 +28,11 @@ from deploy.gate import GateResult, Verdict
 from deploy.retriever import Retriever
 from deploy.trial import Sample, Trial
 from deploy.trial_contender import NO_ID, Contender, overlap
+from index_refresh.learner import Learner
 from index_refresh.verify import content_problems
+from tests.streams import COLOUR, FEATURED, TwoGroups, catalogue, events
 from tests.worlds import CONTEXT, NUM_ITEMS, TinyWorld
-from trainers.checkpoint import Checkpoint, read_checkpoint
+from trainers.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +257,22 @@ def test_overlap_counts_only_answers() -> None:
     ours = np.array([[1, 2, 3], [4, NO_ID, NO_ID], [NO_ID] * 3])
     theirs = np.array([[3, 1, 9], [5, NO_ID, NO_ID], [1, 2, 3]])
     assert overlap(ours, theirs).tolist() == [2 / 3, 0.0, 0.0]
+
+
+def test_items_are_grouped_by_their_value_of_a_feature_and_one_of_them_names_the_group(
+    tmp_path: Path,
+) -> None:
+    learner, ids = Learner(FEATURED.model_copy(update={"context_features": ()})), list(range(1, 43))
+    learner.apply(catalogue(ids))
+    for batch in TwoGroups(num_items=42).batches(6):
+        learner.learn(batch)
+    path = write_checkpoint(tmp_path, "state", learner.parts(), learner.tables(), learner.manifest({}))
+    contender = Contender(read_checkpoint(path))
+    asked = events([1] * 42, ids)
+    groups = contender.groups(asked.table, COLOUR.name)
+    for number, group in zip(ids, groups.tolist(), strict=True):
+        assert (group == 0) == (number % 7 == 0)  # these have no colour
+        if group:
+            assert group == groups[ids.index(number % 3 or 3)]
+    assert contender.name_of_group(COLOUR.name, int(groups[0])) == "items of the colour of item 1"
+    assert not contender.groups(asked.table, "price").any()  # a number makes no groups

@@ -191,7 +191,7 @@ def test_another_path_is_not_found_and_says_what_there_is(path: str) -> None:
 def test_the_page_may_run_its_own_script_only() -> None:
     with serving(Watched()) as server:
         code, headers, body = ask(server, "/?x=1")
-    assert (code, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+        assert (code, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
         (path, digest) = re.findall(rb'<script defer src="([^"]+)" integrity="sha384-([^"]+)"', body)[0]
         code, kept, script = ask(server, path.decode())
     assert (code, kept["Content-Type"]) == (200, "text/javascript; charset=utf-8")
