@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class HnswRetriever(Retriever):
         linear_BV = side.item.queries_BQV[:, 0].numpy()
         return np.concatenate([linear_BV, np.ones((len(asks), 1), dtype=np.float32)], axis=1)
 
-    def _answer(self, asks: Sequence[Ask]) -> list[Answer]:
+    def _answer(self, asks: Sequence[Ask], pool: ThreadPoolExecutor | None = None) -> list[Answer]:
         queries = self._queries(asks)
         found = self.graph.search(queries, min(max(ask.k for ask in asks), self.num_items))
         names = self.learner.trainer.items.names
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found.add_argument("checkpoint", type=Path)
     found.add_argument("port", type=int)
     arguments = found.parse_args(argv)
-    prepare_process(threads=1)
+    prepare_process()
     faiss.omp_set_num_threads(1)
     service = Service(ServeConfig(port=arguments.port))
     retriever = HnswRetriever(read_checkpoint(arguments.checkpoint))

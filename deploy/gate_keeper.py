@@ -24,6 +24,8 @@ from deploy.trial import Sample, cut_short
 logger = logging.getLogger(__name__)
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
+_LAST_PATIENCE_S = 10.0
+"""For a registry that fails while we leave: the next life finds the version still pending."""
 
 
 class GateKeeper:
@@ -39,7 +41,7 @@ class GateKeeper:
         self._changed = threading.Condition()
         self._waiting: deque[Sample] = deque()
         self._has_news, self._closing, self._ended = ask_first, False, False
-        self._deadline = math.inf
+        self._deadline, self._patience_ends = math.inf, math.inf
         self._challenge: Challenge | None = None
         self._verdict: Verdict | None = None
         """Reached, and not in the registry yet."""
@@ -98,6 +100,7 @@ class GateKeeper:
         with self._changed:
             self._closing, self._ended = True, ended
             self._deadline = time.monotonic() + timeout_s
+            self._patience_ends = time.monotonic() + min(timeout_s, _LAST_PATIENCE_S)
             self._changed.notify_all()
         self._thread.join(timeout_s)
 
@@ -144,12 +147,12 @@ class GateKeeper:
 
     def _pause(self) -> bool:
         """Wait before the next attempt; False if there will be none."""
-        until = min(time.monotonic() + self._retry_s, self._deadline)
+        until = time.monotonic() + self._retry_s
         self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
         with self._changed:
-            while (left := min(until, self._deadline) - time.monotonic()) > 0:
+            while (left := min(until, self._patience_ends) - time.monotonic()) > 0:
                 self._changed.wait(left)
-        return time.monotonic() < self._deadline
+        return time.monotonic() < self._patience_ends
 
     # -- a trial -----------------------------------------------------------------------------------------
 

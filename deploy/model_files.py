@@ -26,6 +26,7 @@ CODE_PACKAGES = (consumers, trainers, index_refresh, deploy)
 # What the packages above import to answer; named here because MLflow would find out by loading the model in
 # a process of its own, which takes a minute.
 REQUIREMENTS = (
+    "PyYAML",
     "mlflow",
     "numba",
     "numpy",

@@ -8,6 +8,7 @@ Shapes: B users asked for, N history places, k answers, R item rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, overload
 
@@ -35,6 +36,8 @@ Ranked = tuple[Int64s, npt.NDArray[np.float32]]
 _NOBODY = np.empty(0, dtype=np.int64)
 # Bounds the memory of one search.
 USERS_AT_ONCE = 256
+# Handing users to threads and waking these takes about as long as searching for two of them.
+_WORTH_SHARING = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,15 +202,19 @@ class Retrieval:
         answers = self.answer(asks)
         return answers[0] if is_one else answers
 
-    def answer(self, asks: Sequence[Ask]) -> list[Answer]:
+    def answer(self, asks: Sequence[Ask], pool: ThreadPoolExecutor | None = None) -> list[Answer]:
         """An answer each, in their order. What is asked beside an ask changes nothing of its answer.
+
+        ``pool`` holds threads that share the users among them; few users are searched by the calling thread
+        all the same.
 
         Raises:
             DataError: an ask cannot be used; the message names the field.
         """
         answers: list[Answer] = []
         for start in range(0, len(asks), USERS_AT_ONCE):
-            answers += self._answer(asks[start : start + USERS_AT_ONCE])
+            some = asks[start : start + USERS_AT_ONCE]
+            answers += self._answer(some, pool if len(some) >= _WORTH_SHARING else None)
         return answers
 
     def _request(self, asks: Sequence[Ask]) -> UserRequest:
@@ -258,7 +265,7 @@ class Retrieval:
         blocked = self._blocked(asks, request, hidden)
         return Prepared(request, side, current, places, budgets, blocked)
 
-    def _answer(self, asks: Sequence[Ask]) -> list[Answer]:
+    def _answer(self, asks: Sequence[Ask], pool: ThreadPoolExecutor | None = None) -> list[Answer]:
         asked = self.prepare(asks)
         request, side, current = asked.request, asked.side, asked.current
         ranked = self._ranked(current.search(side, asked.ks, asked.budgets, asked.blocked))

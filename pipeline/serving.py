@@ -39,7 +39,7 @@ def run_server(settings: Settings, version: int | None = None, checkpoint: Path 
         ConfigError: the address is not ours, or the port is taken.
         HsnnError: the search thread died.
     """
-    prepare_process(settings.serve.threads)
+    prepare_process()
     service = _service(settings, version, checkpoint)
     manager = ServiceManager()
     # The port first: what is wrong with it shows before a checkpoint is read.

@@ -84,12 +84,12 @@ function fill(table, head, rows) {
   table.replaceChildren();
   const columns = head.map((title) => typeof title === "string" ? { title } : title);
   const first = make("tr", "", make("thead", "", table));
-  columns.forEach((column) => { make("th", column.text ? "text" : "", first, column.title).scope = "col"; });
+  columns.forEach((column) => { make("th", column.text || "", first, column.title).scope = "col"; });
   const body = make("tbody", "", table);
   for (const cells of rows) {
     const row = make("tr", "", body);
     cells.forEach((cell, at) => {
-      const place = make("td", columns[at].text ? "text" : "", row);
+      const place = make("td", columns[at].text || "", row);
       if (typeof cell === "function") cell(place); else place.textContent = cell;
     });
   }
@@ -317,7 +317,7 @@ async function showVersions() {
   const said = JSON.stringify(report);
   if (shownBefore.get("versions") === said) return;
   shownBefore.set("versions", said);
-  fill(byId("versions-table"), ["version", { title: "gate", text: true }, { title: "why", text: true }, "recall", "flat", "NE", "events",
+  fill(byId("versions-table"), ["version", { title: "gate", text: "text" }, { title: "why", text: "text prose" }, "recall", "flat", "NE", "events",
     "data until"], report.versions.map((v) => [
     (place) => { place.textContent = v.version; for (const alias of v.aliases) make("span", "soft", place, " @" + alias); },
     (place) => { make("span", MOODS[v.gate_result] || "soft", place, (v.gate_result || "none").replaceAll("_", " ")); },
@@ -423,7 +423,7 @@ function showIndexNote(found) {
 function showEntries(found) {
   const table = byId("entries");
   if (found.is_leaf) {
-    fill(table, [{ title: "item", text: true }, "popularity", "events", "first met", "last met", "likeness", { title: "features", text: true }],
+    fill(table, [{ title: "item", text: "text" }, "popularity", "events", "first met", "last met", "likeness", { title: "features", text: "text prose" }],
       found.entries.map((m) => [(place) => { link(place, "" + m.item_id, () => showItem(m.item_id)); }, share(m.popularity, 3),
         count(m.events), lasting(m.age_ms / 1000) + " ago", lasting(m.idle_ms / 1000) + " ago", decimals(m.similarity, 3),
         features(m.features)]));
@@ -518,7 +518,7 @@ async function showItem(id) {
   notice(byId("item-notice"), found.path.length ? "" : "It is in no leaf yet: searches find it by scoring all items.");
   showCards(byId("item-cards"), [["popularity", share(found.popularity, 3), "of the stream"], ["events", count(found.events), ""],
     ["first met", lasting(found.age_ms / 1000), "before the newest event"], ["last met", lasting(found.idle_ms / 1000), "before the newest event"]]);
-  fill(byId("item-path"), ["level", { title: "node", text: true }, "items", "likeness"], found.path.map((step, at) => ["" + (at + 1),
+  fill(byId("item-path"), ["level", { title: "node", text: "text" }, "items", "likeness"], found.path.map((step, at) => ["" + (at + 1),
     (place) => { link(place, "node " + step.node, () => { dialog.close(); goTo(step.node); }); }, count(step.items), decimals(step.similarity, 3)]));
   byId("item-neighbours").replaceChildren();
   for (const other of found.neighbours) link(byId("item-neighbours"), "" + other, () => showItem(other));
@@ -566,13 +566,13 @@ function showAnswer(found) {
   place.replaceChildren(found.history.length ? "History: " : "");
   found.history.slice(0, 12).forEach((id, at) => { if (at) place.append(", "); link(place, "" + id, () => showItem(id)); });
   if (found.history.length > 12) place.append(" and " + (found.history.length - 12) + " more");
-  fill(byId("answer-items"), ["", { title: "item", text: true }, "score", "own part", "leaf's part", { title: "leaf", text: true }],
+  fill(byId("answer-items"), ["", { title: "item", text: "text" }, "score", "own part", "leaf's part", { title: "leaf", text: "text" }],
     found.items.map((item, at) => ["" + (at + 1), (cell) => { link(cell, "" + item.item_id, () => showItem(item.item_id)); },
       decimals(item.score, 3), signed(item.item_part), signed(item.node_part), (cell) => {
         if (item.leaf) link(cell, item.leaf, () => goTo(item.leaf)); else cell.textContent = found.beams.length ? "none yet" : "";
       }]));
   showLevels(found);
-  fill(byId("answer-leaves"), [{ title: "leaf", text: true }, "score", "items met"], found.leaves.map((leaf) => [
+  fill(byId("answer-leaves"), [{ title: "leaf", text: "text" }, "score", "items met"], found.leaves.map((leaf) => [
     (cell) => { if (leaf.node) link(cell, leaf.node, () => goTo(leaf.node)); else cell.textContent = "all items"; },
     decimals(leaf.score, 3), count(leaf.met) + " of " + count(leaf.items)]));
 }

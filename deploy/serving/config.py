@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
@@ -31,6 +32,11 @@ class EngineConfig(BaseModel):
         ge=1,
         description="Users answered by one search: whatever waits, up to so many. More answer more users a "
         "second, and let the first of them wait for the last",
+    )
+    threads: int = Field(
+        os.cpu_count() or 1,
+        ge=1,
+        description="Threads that share the users of a batch; few users are searched by one of them",
     )
     max_waiting_users: int = Field(
         1_024,
@@ -96,7 +102,6 @@ class ServeConfig(BaseModel):
         description="Folder that keeps a copy of the served version, so that a server starts while the "
         "registry is away; of one server alone. null keeps none",
     )
-    threads: int = Field(1, ge=1, description="Threads of tensor arithmetic of one search")
     timeout_s: float = Field(
         2.0, gt=0, description="Longest time from a request's last byte to its answer; then it is 504"
     )

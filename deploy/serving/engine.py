@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -86,6 +86,7 @@ class Engine:
         self._waiting_users = 0
         self._busy_since: float | None = None
         self._is_closed = False
+        self._pool = ThreadPoolExecutor(config.threads, "search") if config.threads > 1 else None
         self._thread = threading.Thread(target=self._run, name="search", daemon=True)
 
     def start(self) -> None:
@@ -98,6 +99,8 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
         self._refuse_waiting()
+        if self._pool is not None:
+            self._pool.shutdown()
 
     @property
     def is_closed(self) -> bool:
@@ -242,7 +245,7 @@ class Engine:
         if served is None:
             raise StateError("no version is served any more")
         asks = [ask for waiting in batch for ask in waiting.asks]
-        answers = served.retrieval.answer(asks)
+        answers = served.retrieval.answer(asks, self._pool)
         search_s = time.monotonic() - began
         outcomes: list[_Outcome] = []
         at = 0

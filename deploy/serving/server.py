@@ -125,9 +125,10 @@ class _Uvicorn(uvicorn.Server):
         self._stop()
 
 
-def prepare_process(threads: int) -> None:
-    """Settings of a process that does nothing but serve, with ``threads`` of tensor arithmetic."""
-    torch.set_num_threads(threads)
+def prepare_process() -> None:
+    """Settings of a process that does nothing but serve."""
+    # A user's tensors are small: threads would wait for each other longer than they work.
+    torch.set_num_threads(1)
     sys.setswitchinterval(_SWITCH_S)
     # What is imported stays for good; looking through it again at every collection would hold requests up.
     gc.collect()

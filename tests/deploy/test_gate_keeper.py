@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from trials import QUICK, Damage, batches, damaged, scramble_leaves, spoil_weights, tasteful_world
 
+from deploy import gate_keeper
 from deploy.gate import WAITING_REASON, GateResult, Verdict
 from deploy.gate_acts import AGAINST, DRAWDOWN, PROBATION, GateActs
 from deploy.gate_config import GateConfig
@@ -273,6 +274,20 @@ def test_a_gate_whose_registry_has_no_files_for_now_goes_on_asking_until_it_is_t
     until(lambda: result(registry, 1) == "promoted")
     keeper.close(CLOSE_S, ended=False)
     assert keeper.figures()["error"] is None
+
+
+def test_a_gate_leaves_soon_though_its_registry_is_away(
+    registry: Registry, publish: Publish, keepers: Keepers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_keeper, "_LAST_PATIENCE_S", 0.5)
+    publish("later")
+    (tmp_path / "mlartifacts").rename(tmp_path / "hidden")
+    keeper = keepers()
+    until(lambda: keeper.figures()["error"])
+    began = time.monotonic()
+    keeper.close(CLOSE_S, ended=False)
+    assert time.monotonic() - began < CLOSE_S / 2
+    assert result(registry, 1) == "pending"
 
 
 def test_without_versions_a_gate_ends_at_once(registry: Registry) -> None:

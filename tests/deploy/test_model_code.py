@@ -9,10 +9,8 @@ from deploy.model_files import CODE_PACKAGES
 
 
 def names_in(folder: Path) -> set[str]:
-    files = folder.rglob("*.py")
-    return {
-        ".".join(file.relative_to(folder).with_suffix("").parts).removesuffix(".__init__") for file in files
-    }
+    found = (file.relative_to(folder).with_suffix("").parts for file in folder.rglob("*.py"))
+    return {".".join(parts).removesuffix(".__init__") for parts in found}
 
 
 def test_a_version_brings_what_it_imports_and_leaves_the_rest(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_overlap_counts_only_answers() -> None:
     assert overlap(ours, theirs).tolist() == [2 / 3, 0.0, 0.0]
 
 
-def test_items_are_grouped_by_their_value_of_a_feature_and_one_of_them_names_the_group(
+def test_items_are_grouped_by_a_feature_and_one_of_them_names_the_group(
     tmp_path: Path,
 ) -> None:
     learner, ids = Learner(FEATURED.model_copy(update={"context_features": ()})), list(range(1, 43))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from mlflow.models import Model
 
+from deploy.page.routes import page_routes
 from deploy.registry import CHECKPOINT_TAG, Registry
 from deploy.retriever import ARTIFACT
 from deploy.serving.app import create_app
@@ -96,7 +97,7 @@ def register(registry: Registry, checkpoint: Path, **tags: str) -> int:
 @contextmanager
 def serving(service: Service) -> Iterator[Client]:
     """A server of the service, on a port of its own."""
-    with ServerThread(RetrievalServer(service, create_app(service))) as server:
+    with ServerThread(RetrievalServer(service, create_app(service, more=[page_routes(service)]))) as server:
         wait_until(lambda: server.is_started)
         client = Client(server.port)
         try:

@@ -108,6 +108,13 @@ def test_what_waits_is_answered_together_and_as_alone(both: tuple[Served, Served
         assert (answered.version, answered.epoch) == (both[0].version, both[0].epoch)
 
 
+def test_threads_that_share_a_batch_change_nothing_of_its_answers(both: tuple[Served, Served]) -> None:
+    asks = asked(*(f"user-{n}" for n in range(20)), k=7)
+    with running(both[0], threads=3) as engine:
+        shared = run(engine.ask(asks, PATIENCE_S))
+    assert shared.answers == both[0].retrieval.answer(asks)
+
+
 def test_a_batch_takes_no_more_users_than_configured(both: tuple[Served, Served]) -> None:
     witness = Witness()
 
