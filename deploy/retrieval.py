@@ -268,7 +268,7 @@ class Retrieval:
     def _answer(self, asks: Sequence[Ask], pool: ThreadPoolExecutor | None = None) -> list[Answer]:
         asked = self.prepare(asks)
         request, side, current = asked.request, asked.side, asked.current
-        ranked = self._ranked(current.search(side, asked.ks, asked.budgets, asked.blocked))
+        ranked = self._ranked(current.search(side, asked.ks, asked.budgets, asked.blocked, pool))
         names = self._trainer.items.names
         if current.fresh is not None and len(current.fresh):
             logits_B = current.fresh.logits(side, has_leaves=bool(current.search.index.nodes))
