@@ -54,7 +54,11 @@ ELSEWHERE = {
     "make check": "CI runs it",
     'make test ARGS="tests/consumers -x"': "runs other tests",
     **dict.fromkeys(
-        ("hsnn serve --config hsnn.yaml", "hsnn serve --config hsnn.yaml --shadow challenger"),
+        (
+            "hsnn serve --home my-home",
+            "hsnn serve --config hsnn.yaml",
+            "hsnn serve --config hsnn.yaml --shadow challenger",
+        ),
         "serves until it is stopped; tests/deploy/serving starts servers",
     ),
     "export KAFKA_SASL_USERNAME=hsnn KAFKA_SASL_PASSWORD=...": "sets the shell's variables",
