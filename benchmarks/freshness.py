@@ -543,11 +543,15 @@ def quantile(values: Sequence[float], share: float) -> float | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = _parser().parse_args(argv)
+    arguments = parsed(argv)
     report = Report(arguments)
     with TemporaryDirectory(prefix="hsnn-freshness-") as home:
         run(report, arguments, Path(home))
     report.finish()
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    return _parser().parse_args(argv)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -27,6 +27,7 @@ from urllib.parse import urlparse
 
 import numpy as np
 
+from benchmarks import freshness
 from benchmarks.harness import Report, parser
 from benchmarks.load import Taken, Tool, find_tool
 from consumers.errors import HsnnError
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not arguments.alone:
             compare(report, bench, ours)
         measure_swaps(report, bench)
+        if not arguments.alone:
+            measure_deltas(report, arguments, Path(folder) / "deltas")
     report.finish()
 
 
@@ -74,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--seconds", type=float, help="of each load test (default: 10, quick: 2)")
     found.add_argument("--swaps", type=int, help="promotions under load (default: 100, quick: 5)")
     found.add_argument("--vegeta", help="path of vegeta, if it is not on the PATH")
-    found.add_argument("--alone", action="store_true", help="leave out the other servers")
+    found.add_argument("--alone", action="store_true", help="leave out the other servers, and deltas")
     return found
 
 
@@ -349,6 +352,12 @@ def measure_swaps(report: Report, bench: Bench) -> None:
         promotion_p50_s=float(np.median(taken_s)),
         promotion_p99_s=float(np.quantile(taken_s, 0.99)),
     )
+
+
+def measure_deltas(report: Report, arguments: argparse.Namespace, home: Path) -> None:
+    """From the reading of a message to the server's answer that shows it, see ``benchmarks.freshness``."""
+    words = ["--served", "--seed", str(arguments.seed), "--threads", str(arguments.threads)]
+    freshness.run(report, freshness.parsed([*words, *(["--quick"] if arguments.quick else [])]), home)
 
 
 def _promoted_s(bench: Bench, callers: Callers, swap: int) -> float:

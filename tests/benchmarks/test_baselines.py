@@ -33,6 +33,7 @@ def index(request: pytest.FixtureRequest) -> Baseline:
     return made
 
 
+@pytest.mark.slow
 def test_with_all_its_effort_an_index_finds_nearly_what_scoring_everything_finds(index: Baseline) -> None:
     truth = exact(ITEMS, IDS, QUERIES, K)
     found = index.search(QUERIES, K)

@@ -80,6 +80,7 @@ def test_a_restored_learner_goes_on_as_if_nothing_had_happened(stop: int, tmp_pa
     assert undisturbed.tables()["names"].equals(restored.tables()["names"])
 
 
+@pytest.mark.slow
 @levels
 def test_being_restored_many_times_changes_nothing(nodes: tuple[int, ...], tmp_path: Path) -> None:
     """With leaves that fill slice by slice, so that some of the restorations happen meanwhile."""

@@ -700,7 +700,15 @@ def test_late_and_future_events_are_trained_and_the_watermark_never_goes_back() 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(
-    "name", ["consumer", "checkpointer", "publisher", "APScheduler", "http", "writer-claim"]
+    "name",
+    [
+        "consumer",
+        "writer-claim",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("checkpointer", "publisher", "APScheduler", "http")
+        ),
+    ],
 )
 def test_a_thread_that_dies_ends_the_process(place: Callable[..., Place], mlflow_uri: str, name: str) -> None:
     here = place(

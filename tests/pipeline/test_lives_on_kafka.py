@@ -94,6 +94,7 @@ def test_a_life_trains_every_published_event_once(
     assert trained_per_item(newest(here.home)) == logged_per_item(log)
 
 
+@pytest.mark.slow  # the few kills of test_kills.py are in the default suite
 @genuine_by_default
 def test_sigkill_in_mid_stream_loses_nothing_and_repeats_nothing(
     place: Callable[..., Place], tmp_path: Path
