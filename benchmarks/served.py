@@ -73,7 +73,8 @@ def server_of(settings: Settings) -> Iterator[Server]:
         "home": str(settings.home),
         "registry": settings.registry_config().model_dump(mode="json"),
         "deltas": settings.deltas.model_dump(mode="json"),
-        "serve": {"port": port, "poll_s": 0.5},
+        # The stream has little to learn, so its recall is noise that must not hold deltas.
+        "serve": {"port": port, "poll_s": 0.5, "freshness": {"max_recall_drop": None}},
     }
     path = settings.home / "serve.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -113,6 +113,12 @@ def next_delta(store: DeltaStore, place: Place) -> Delta | Found:
     return Found.BROKEN if beyond else Found.UP_TO_DATE
 
 
+def newest_delta(store: DeltaStore, place: Place) -> Delta | None:
+    """The last delta of the lineage, whatever it follows. Raises ``StateError`` as ``next_delta`` does."""
+    names = store.names(place.lineage)
+    return _read(store, place.lineage, names[-1]) if names else None
+
+
 def _is_empty(name: DeltaName, place: Place) -> bool:
     """Cut at a checkpoint behind which nothing had happened: it only names the checkpoint."""
     return name.first_entry == name.next_entry == place.entry and name.digest != place.digest

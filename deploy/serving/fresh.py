@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from consumers.errors import StateError
-from deploy.deltas.delta import Delta, Header
-from deploy.deltas.replica import Found, Place, Replica, next_delta
+from deploy.deltas.delta import Delta
+from deploy.deltas.replica import Found, Place, Replica, newest_delta, next_delta
 from deploy.deltas.store import DeltaStore
 from deploy.serving.config import FreshnessConfig
 from deploy.serving.engine import FAILURES, Engine
@@ -181,7 +181,7 @@ class DeltaFollower:
             if not isinstance(found, Delta):
                 self._stand(replica, found)
                 return
-            if (why := self._too_bad(replica, found.header)) is not None:
+            if (why := self._too_bad(replica, found)) is not None:
                 self._tell(why)
                 return
             self._engine.between_batches(partial(self._apply, replica, found)).result()
@@ -223,12 +223,15 @@ class DeltaFollower:
         log.warning("deltas: version %s is loaded anew: %s", replica.model_version, self._state.problem)
         self._versions.serve(self._versions.load_anew(replica.model_version)).result()
 
-    def _too_bad(self, replica: Replica, header: Header) -> str | None:
-        """Why a delta would make answers worse than the version that was judged; None where it would not."""
+    def _too_bad(self, replica: Replica, found: Delta) -> str | None:
+        """Why deltas would make answers worse than the version that was judged; None where they would not.
+        A bad stretch is passed through once the newest delta is behind it."""
         limit = self._config.max_recall_drop
         name, before = _recall(replica.manifest.metrics)
-        now = header.metrics.get(name, math.nan)
-        if limit is None or not now < (1 - limit) * before:
+        if limit is None or not _recall_of(found, name) < (1 - limit) * before:
+            return None
+        now = _recall_of(newest_delta(self._store, replica.place) or found, name)
+        if not now < (1 - limit) * before:
             return None
         return (
             f"held at entry {replica.place.entry}: the trainer's {name} fell to {now:.4f}, and version "
@@ -247,6 +250,10 @@ class DeltaFollower:
 
 def _replica_of(served: Served) -> Replica | None:
     return served.retrieval if isinstance(served.retrieval, Replica) else None
+
+
+def _recall_of(delta: Delta, name: str) -> float:
+    return float(delta.header.metrics.get(name, math.nan))
 
 
 def _recall(metrics: Mapping[str, float]) -> tuple[str, float]:

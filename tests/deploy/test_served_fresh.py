@@ -194,15 +194,20 @@ def test_deltas_of_a_trainer_whose_recall_fell_are_held(stage: Stage, store: Fol
     manifest = stage.replica.manifest
     stage.replica.manifest = replace(manifest, metrics={**manifest.metrics, "recall_index_at_10": 0.9})
 
-    class Sinking(FolderStore):
+    class Telling(FolderStore):
+        recall = 0.1
+
         def append(self, lineage: str, name: DeltaName, content: bytes) -> None:
             delta = decode(content, str(name))
-            header = replace(delta.header, metrics={"recall_index_at_10": 0.1})
+            header = replace(delta.header, metrics={"recall_index_at_10": self.recall})
             super().append(lineage, *encode(header, delta.changes))
 
     entry = stage.replica.place.entry
-    stage.life.emitter._store = Sinking(str(stage.target))
+    telling = stage.life.emitter._store = Telling(str(stage.target))
     stage.life.train(1)
     wait_for(lambda: "max_recall_drop" in str(stage.service.deltas().problem))  # type: ignore[union-attr]
     assert stage.replica.place.entry == entry
     assert isinstance(next_delta(store, stage.replica.place), Delta)
+    telling.recall = 0.8  # the trainer recovers
+    stage.life.train(1)
+    wait_for(lambda: stage.replica.place.entry > entry)
