@@ -163,7 +163,7 @@ def test_behind_a_missing_delta_the_server_stays_whole_until_the_next_version(
     stage.publish()
     wait_for(stage.is_level, 60)
     assert store.names(lineage)
-    assert stage.service.deltas().problem is None  # type: ignore[union-attr]
+    wait_for(lambda: stage.service.deltas().problem is None)  # type: ignore[union-attr]
 
 
 def test_a_delta_that_breaks_off_half_way_is_answered_from_by_nobody(
