@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import numpy.typing as npt
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from consumers.errors import BrokerError
 from consumers.kafka_config import KafkaConfig
-from consumers.kafka_log import unreachable
+from consumers.kafka_log import records_until, unreachable
 
-_POLL_MS = 500
 _REQUEST_MS = 10_000
 _STALL_S = 60.0
 """Longest wait for the next record of a range before the broker is taken for unreachable."""
@@ -28,10 +24,8 @@ class OffsetReader:
 
     def __init__(self, config: KafkaConfig) -> None:
         self._config = config
-        options = config.consumer() | {"group_id": None, "client_id": f"{config.client_id}-verify"}
-        options.pop("group_instance_id", None)
         try:
-            self._consumer = KafkaConsumer(**options)
+            self._consumer = KafkaConsumer(**config.onlooker(client_id=f"{config.client_id}-verify"))
         except KafkaError as error:
             raise unreachable(self._config, error) from error
 
@@ -50,22 +44,13 @@ class OffsetReader:
     def between(self, topic: str, partition: int, first: int, after: int) -> npt.NDArray[np.int64]:
         """Offsets of all records with ``first <= offset < after``, ascending."""
         tp = TopicPartition(topic, partition)
-        found: list[int] = []
         if first >= after:
             return np.empty(0, dtype=np.int64)
         try:
             if self._consumer.assignment() != {tp}:
                 self._consumer.assign([tp])
             self._consumer.seek(tp, first)
-            moved_at = time.monotonic()
-            while self._consumer.position(tp) < after:
-                records = self._consumer.poll(timeout_ms=_POLL_MS).get(tp, [])
-                found += [record.offset for record in records if record.offset < after]
-                moved_at = time.monotonic() if records else moved_at
-                if time.monotonic() - moved_at > _STALL_S:
-                    raise BrokerError(
-                        f"{topic}:{partition}: no data for {_STALL_S:.0f} s, below offset {after}"
-                    )
+            found = [record.offset for record in records_until(self._consumer, tp, after, _STALL_S)]
         except KafkaError as error:
             raise unreachable(self._config, error) from error
         return np.array(found, dtype=np.int64)

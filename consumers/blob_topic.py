@@ -5,7 +5,6 @@ A blob counts once its last chunk is there; one that was broken off never does. 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,15 +12,13 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient, NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-from consumers.errors import BrokerError
 from consumers.kafka_config import KafkaConfig
-from consumers.kafka_log import unreachable
+from consumers.kafka_log import records_until, unreachable
 from consumers.outbox import Outbox
 
 _CHUNK_BYTES = 512 << 10
 """Under the megabyte that a broker takes by default, headers included."""
 _CHUNKS = "hsnn.chunks"
-_POLL_MS = 200
 _REQUEST_MS = 10_000
 _PATIENCE_S = 10.0
 """Longest silence of the broker while there is more to read."""
@@ -120,8 +117,7 @@ class BlobTopic:
 
     def _reader(self) -> KafkaConsumer:
         if self._consumer is None:
-            options = self._config.consumer() | {"group_id": None, "group_instance_id": None}
-            self._consumer = KafkaConsumer(**options)
+            self._consumer = KafkaConsumer(**self._config.onlooker())
             self._consumer.assign([self._partition])
         return self._consumer
 
@@ -147,14 +143,9 @@ class BlobTopic:
             self._forget(self._blobs.pop(name))
 
     def _between(self, first: int, end: int) -> Any:
-        consumer, heard_at = self._reader(), time.monotonic()
+        consumer = self._reader()
         consumer.seek(self._partition, first)
-        while consumer.position(self._partition) < end:
-            records = consumer.poll(timeout_ms=_POLL_MS).get(self._partition, [])
-            heard_at = time.monotonic() if records else heard_at
-            if time.monotonic() - heard_at > _PATIENCE_S:
-                raise BrokerError(f"{self._topic}: no answer for {_PATIENCE_S:.0f} s below offset {end}")
-            yield from (record for record in records if record.offset < end)
+        yield from records_until(consumer, self._partition, end, _PATIENCE_S)
         self._next = max(self._next, end)
 
     def _take_in(self, record: Any) -> None:

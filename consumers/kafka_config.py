@@ -97,6 +97,10 @@ class KafkaConfig(BaseModel):
         ours = {"enable_auto_commit": False, "auto_offset_reset": "none", "allow_auto_create_topics": False}
         return self._set(_CONNECTION + _CONSUMER) | self.options | ours
 
+    def onlooker(self, **more: Any) -> dict[str, Any]:
+        """Options of a consumer that belongs to no group and leaves no trace."""
+        return self.consumer() | {"group_id": None, "group_instance_id": None} | more
+
     def topics(self) -> list[str]:
         """Every topic read, catalogue first."""
         return [topic for topic in (self.item_topic, self.user_topic, self.event_topic) if topic]

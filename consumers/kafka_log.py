@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient
@@ -18,6 +20,7 @@ MADE_ANEW = "the topic was made anew"
 GONE = "the partition is gone"
 
 _REQUEST_MS = 10_000
+_POLL_MS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,26 @@ def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
             f"topic {topic} does not exist, or this client may not see it. Create it, or correct its name"
         )
     return [TopicPartition(topic, number) for number in sorted(numbers)]
+
+
+def records_until(consumer: KafkaConsumer, tp: TopicPartition, end: int, patience_s: float) -> Iterator[Any]:
+    """Records of an assigned partition from its position to before ``end``; offsets without one are passed.
+
+    Raises:
+        BrokerError: nothing came for ``patience_s``: kafka-python itself would wait for ever.
+        KafkaError: the client failed.
+    """
+    heard_at = time.monotonic()
+    while consumer.position(tp) < end:
+        records = consumer.poll(timeout_ms=_POLL_MS).get(tp, [])
+        if records:
+            heard_at = time.monotonic()
+        elif time.monotonic() - heard_at > patience_s:
+            raise BrokerError(
+                f"{tp.topic}:{tp.partition}: no answer for {patience_s:.0f} s although records up to "
+                f"offset {end} are there. Is the partition's leader reachable?"
+            )
+        yield from (record for record in records if record.offset < end)
 
 
 def unreachable(config: KafkaConfig, error: KafkaError) -> BrokerError:

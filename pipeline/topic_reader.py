@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -12,11 +11,11 @@ from kafka.errors import KafkaError
 
 from consumers.errors import BrokerError
 from consumers.kafka_config import KafkaConfig
+from consumers.kafka_log import records_until
 
 _REQUEST_MS = 10_000
-_POLL_MS = 200
 _PATIENCE_S = 30.0
-"""Longest silence of the broker while there is more to read: kafka-python itself would wait for ever."""
+"""Longest silence of the broker while there is more to read."""
 
 
 class TopicReader:
@@ -24,9 +23,8 @@ class TopicReader:
 
     def __init__(self, config: KafkaConfig) -> None:
         self._servers = config.bootstrap_servers
-        options = config.consumer() | {"group_id": None, "group_instance_id": None, "max_poll_records": 1_000}
         try:
-            self._consumer = KafkaConsumer(**options)
+            self._consumer = KafkaConsumer(**config.onlooker(max_poll_records=1_000))
         except KafkaError as error:
             raise self._unreachable(error) from error
 
@@ -61,20 +59,7 @@ class TopicReader:
         for tp in tps:
             self._consumer.assign([tp])
             self._consumer.seek(tp, begins[tp])
-            yield from self._partition(tp, ends[tp])
-
-    def _partition(self, tp: TopicPartition, end: int) -> Iterator[Any]:
-        heard_at = time.monotonic()
-        while self._consumer.position(tp) < end:
-            records = self._consumer.poll(timeout_ms=_POLL_MS).get(tp, [])
-            if records:
-                heard_at = time.monotonic()
-            elif time.monotonic() - heard_at > _PATIENCE_S:
-                raise BrokerError(
-                    f"{tp.topic}:{tp.partition}: no answer for {_PATIENCE_S:.0f} s although records up to "
-                    f"offset {end} are there. Is the partition's leader reachable?"
-                )
-            yield from (record for record in records if record.offset < end)
+            yield from records_until(self._consumer, tp, ends[tp], _PATIENCE_S)
 
     def close(self) -> None:
         self._consumer.close(timeout_ms=_REQUEST_MS)
