@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from consumers.errors import StateError
+from pipeline.brokers import free_port
 from pipeline.config import Settings
 
 _TIMEOUT_S = 30.0
@@ -85,9 +85,3 @@ def server_of(settings: Settings) -> Iterator[Server]:
             yield Server(port)
         finally:
             process.terminate()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

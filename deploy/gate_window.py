@@ -33,13 +33,14 @@ def decide(candidate: Mapping[str, float], champion: Mapping[str, float] | None)
     """Should a candidate with these metrics replace a champion with those?"""
     if champion is None:
         return Decision(True, "There is no champion yet.")
-    name = _recall_name(candidate)
+    name = recall_name(candidate)
     if name is None:
         return Decision(False, "Nothing was answered before it was learnt yet, so its recall is unknown.")
     return _index_fault(candidate, name) or _compare(candidate, champion, name)
 
 
-def _recall_name(metrics: Mapping[str, float]) -> str | None:
+def recall_name(metrics: Mapping[str, float]) -> str | None:
+    """Which figure is recall through the index over the newest window; None where it was never measured."""
     names = (name for name, value in metrics.items() if _RECALL.fullmatch(name) and math.isfinite(value))
     return min(names, default=None)
 
@@ -57,14 +58,14 @@ def _index_fault(candidate: Mapping[str, float], name: str) -> Decision | None:
 
 
 def _compare(candidate: Mapping[str, float], champion: Mapping[str, float], name: str) -> Decision:
-    if _recall_name(champion) is None:
+    if recall_name(champion) is None:
         return Decision(True, f"The champion's recall was never measured; {name} is {candidate[name]:.4f}.")
     windows = candidate.get(WINDOW_METRIC), champion.get(WINDOW_METRIC)
     if name not in champion or windows[0] != windows[1]:
         return Decision(
             False,
             f"Not comparable: the candidate has {name} over {_events(windows[0])}, the champion "
-            f"{_recall_name(champion)} over {_events(windows[1])}; promote it by hand to change the measure.",
+            f"{recall_name(champion)} over {_events(windows[1])}; promote it by hand to change the measure.",
         )
     new, old = candidate[name], champion[name]
     verdict = "at least" if (good := new >= MIN_OF_CHAMPION * old) else "below"

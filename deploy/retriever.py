@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,8 +37,7 @@ class Retriever(Retrieval):
         manifest = checkpoint.manifest
         self.manifest: Manifest = manifest
         self.model_version = model_version or manifest.model_version or checkpoint.name
-        # Optimizer moments are as large as the networks, and nobody learns here.
-        learner = Learner.restore(replace(checkpoint, parts={**checkpoint.parts, "optimizer": {}}))
+        learner = Learner.to_serve(checkpoint)
         self.snapshot = learner.refresher.snapshot(self.model_version)
         search = BeamSearch(learner.trainer.model, self.snapshot.view, learner.evaluator.config.beams)
         current = Current(search, self.model_version, manifest.index_epoch)

@@ -8,7 +8,7 @@ Shapes: B events, k answers, U distinct items of a batch, N items of the index.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -54,8 +54,7 @@ class Contender:
         """Raises ``CheckpointError`` where the state does not fit this program."""
         self.name = name or checkpoint.name
         self.manifest: Manifest = checkpoint.manifest
-        # Optimizer moments are as large as the networks, and nobody learns here.
-        learner = Learner.restore(replace(checkpoint, parts={**checkpoint.parts, "optimizer": {}}))
+        learner = Learner.to_serve(checkpoint)
         self._trainer, self._evaluator = learner.trainer, learner.evaluator
         self._index = learner.refresher.snapshot(self.name).view
         self._search = BeamSearch(self._trainer.model, self._index, self._evaluator.config.beams)

@@ -125,6 +125,17 @@ def _rows(metrics: Mapping[str, float]) -> Iterator[str]:
             yield f"| {label}{at} | {_grouped(metric_text(metrics[key]))} |"
 
 
+def recall_of(version: Version, retriever: str) -> float | None:
+    """Recall of ``index``, ``flat`` or ``popularity`` when the version was made; at the smallest k."""
+    prefix = f"recall_{retriever}_at_"
+    found = sorted(
+        (int(key.removeprefix(prefix)), value)
+        for key, value in version.metrics.items()
+        if key.startswith(prefix) and key.removeprefix(prefix).isdigit()
+    )
+    return found[0][1] if found else None
+
+
 def _grouped(number: str) -> str:
     return f"{int(number):,}" if number.lstrip("-").isdigit() else number
 

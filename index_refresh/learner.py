@@ -216,6 +216,11 @@ class Learner:
             ) from error
         return learner
 
+    @classmethod
+    def to_serve(cls, checkpoint: Checkpoint) -> Learner:
+        """As ``restore``, without optimizer moments: they are as large as the networks, and nobody learns."""
+        return cls.restore(replace(checkpoint, parts={**checkpoint.parts, "optimizer": {}}))
+
     def _load(self, checkpoint: Checkpoint) -> None:
         manifest, parts = checkpoint.manifest, {k: dict(v) for k, v in checkpoint.parts.items()}
         self.trainer.load(parts)

@@ -9,7 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.registry import GATE_REASON, GATE_RESULT, PIN, Registry, Version
-from deploy.version_facts import BYTES, DATA_SINCE, DATA_UNTIL, EVENTS_TRAINED, GIT_SHA, PARENT, WATERMARK
+from deploy.version_facts import (
+    BYTES,
+    DATA_SINCE,
+    DATA_UNTIL,
+    EVENTS_TRAINED,
+    GIT_SHA,
+    PARENT,
+    WATERMARK,
+    recall_of,
+)
 from pipeline.config import Settings
 
 _PROMOTIONS_SHOWN = 3
@@ -41,8 +50,8 @@ def _row(version: Version) -> dict[str, Any]:
         "data_until": tags.get(DATA_UNTIL, tags.get(WATERMARK)),
         "events": _count(tags.get(EVENTS_TRAINED)),
         "parent": _count(tags.get(PARENT)),
-        "recall_index": _recall(version, "recall_index_at_"),
-        "recall_flat": _recall(version, "recall_flat_at_"),
+        "recall_index": recall_of(version, "index"),
+        "recall_flat": recall_of(version, "flat"),
         "ne": version.metrics.get("ne"),
         "gate_result": tags.get(GATE_RESULT),
         "gate_reason": tags.get(GATE_REASON),
@@ -50,16 +59,6 @@ def _row(version: Version) -> dict[str, Any]:
         "bytes": _count(tags.get(BYTES)),
         "status": version.status,
     }
-
-
-def _recall(version: Version, name: str) -> float | None:
-    """At the smallest k that was measured."""
-    found = sorted(
-        (int(key.removeprefix(name)), value)
-        for key, value in version.metrics.items()
-        if key.startswith(name) and key.removeprefix(name).isdigit()
-    )
-    return found[0][1] if found else None
 
 
 def _count(text: str | None) -> int | None:

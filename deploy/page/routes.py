@@ -13,7 +13,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from consumers.errors import DataError, StateError
+from consumers.errors import DataError
 from deploy.page.asking import one_ask
 from deploy.page.assets import Asset, page, static, static_paths
 from deploy.page.explorer import MAX_NODES, Explorer, T
@@ -67,16 +67,9 @@ def _explorer(service: Service) -> Explorer:
     engine = service.engine
 
     def look(act: Callable[[Instant], T]) -> Future[T]:
-        return engine.between_batches(lambda: act(_served(service)))
+        return engine.between_batches(lambda: act(service.engine.current()))
 
     return Explorer(look, timeout_s=service.config.timeout_s)
-
-
-def _served(service: Service) -> Instant:
-    served = service.engine.served
-    if served is None:
-        raise StateError("no version is served yet; /readyz says why")
-    return served
 
 
 def _add_files(router: APIRouter) -> None:

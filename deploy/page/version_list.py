@@ -11,7 +11,7 @@ from typing import Any
 
 from consumers.errors import RegistryError
 from deploy.registry import GATE_REASON, GATE_RESULT, PIN, Registry, Version
-from deploy.version_facts import DATA_UNTIL, EVENTS_TRAINED, WATERMARK
+from deploy.version_facts import DATA_UNTIL, EVENTS_TRAINED, WATERMARK, recall_of
 
 _SHOWN = 20
 _KEEP_S = 10.0
@@ -54,15 +54,9 @@ def _row(version: Version) -> dict[str, Any]:
         "created_ms": int(version.created.timestamp() * 1_000),
         "data_until": tags.get(DATA_UNTIL, tags.get(WATERMARK)),
         "events": tags.get(EVENTS_TRAINED),
-        "recall_index": _recall(version, "index"),
-        "recall_flat": _recall(version, "flat"),
+        "recall_index": recall_of(version, "index"),
+        "recall_flat": recall_of(version, "flat"),
         "ne": version.metrics.get("ne"),
         "gate_result": tags.get(GATE_RESULT),
         "gate_reason": tags.get(GATE_REASON),
     }
-
-
-def _recall(version: Version, of: str) -> float | None:
-    """At whichever k was measured."""
-    prefix = f"recall_{of}_at_"
-    return next((value for name, value in sorted(version.metrics.items()) if name.startswith(prefix)), None)

@@ -110,6 +110,12 @@ class Engine:
     def served(self) -> Served | None:
         return self._served
 
+    def current(self) -> Served:
+        """What is served. Raises ``StateError`` where nothing is."""
+        if self._served is None:
+            raise StateError("no version is served yet; /readyz says why")
+        return self._served
+
     @property
     def waiting_users(self) -> int:
         """Users of requests that have no answer yet."""
@@ -154,8 +160,7 @@ class Engine:
     def _admit(self, users: int) -> None:
         if self._is_closed:
             raise StateError("the server is leaving; ask another one")
-        if self._served is None:
-            raise StateError("no version is served yet; /readyz says why")
+        self.current()
         if self._waiting_users and self._waiting_users + users > self._config.max_waiting_users:
             raise queue.Full
 

@@ -12,12 +12,11 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from consumers.errors import DataError, StateError
+from consumers.errors import DataError
 from deploy.serving.engine import Answered
 from deploy.serving.lookup import look_up
 from deploy.serving.problems import KIND
 from deploy.serving.schemas import ItemOut, ModelOut, Problem, RetrieveIn, RetrieveOut, ShadowOut
-from deploy.serving.served import Served
 from deploy.serving.service import Service
 
 RETRIEVE = "/v1/retrieve"
@@ -99,9 +98,9 @@ def _add_lookups(router: APIRouter, service: Service) -> None:
     async def item(item_id: str) -> Response:
         """Its node on every level, and what is beside it. An id that looks like an integer is one, unless
         only a string of that name is known."""
-        served = _served(service)
+        served = service.engine.current()
         found = asyncio.wrap_future(
-            service.engine.between_batches(lambda: look_up(_served(service), item_id, _NEIGHBOURS))
+            service.engine.between_batches(lambda: look_up(service.engine.current(), item_id, _NEIGHBOURS))
         )
         try:
             async with asyncio.timeout(service.config.timeout_s):
@@ -117,7 +116,7 @@ def _add_lookups(router: APIRouter, service: Service) -> None:
     )
     async def model() -> Response:
         """The version, what it knows, and how it follows the registry."""
-        return _json(service.model(_served(service)))
+        return _json(service.model(service.engine.current()))
 
     @router.get(
         "/v1/shadow",
@@ -200,13 +199,6 @@ def _timing(answered: Answered) -> dict[str, str]:
     return {
         "Server-Timing": f"queue;dur={1e3 * answered.waited_s:.3f}, search;dur={1e3 * answered.search_s:.3f}"
     }
-
-
-def _served(service: Service) -> Served:
-    served = service.engine.served
-    if served is None:
-        raise StateError("no version is served yet; /readyz says why")
-    return served
 
 
 def _json(value: Any) -> Response:
