@@ -25,13 +25,17 @@ class LiveRetrieval(Retrieval):
     def __init__(self, learner: Learner) -> None:
         super().__init__(learner, self._now)
 
+    @property
+    def version(self) -> str:
+        """What answers say they are of."""
+        return f"step-{self.learner.trainer.step}"
+
     def instant(self) -> LiveInstant:
         """Valid until the owner of the state goes on."""
-        learner = self.learner
-        return LiveInstant(self, f"step-{learner.trainer.step}", learner.refresher.epoch)
+        return LiveInstant(self, self.version, self.learner.refresher.epoch)
 
     def _now(self) -> Current:
         learner = self.learner
         refresher, beams = learner.refresher, learner.evaluator.config.beams
         search = BeamSearch(learner.trainer.model, refresher.view(), beams)
-        return Current(search, f"step-{learner.trainer.step}", refresher.epoch, learner.fresh)
+        return Current(search, self.version, refresher.epoch, learner.fresh)

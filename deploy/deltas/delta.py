@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ class DeltaName(NamedTuple):
         return f"{self.first_entry:012d}-{self.next_entry:012d}-{self.digest}.delta"
 
     @classmethod
+    @lru_cache(maxsize=1 << 16)  # a listing of hours is parsed several times a second
     def parse(cls, text: str) -> DeltaName | None:
         """None where ``text`` is no delta's name."""
         match = _NAME.fullmatch(text)

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from consumers.errors import StateError
 from consumers.times import wall_ms
 from deploy.deltas.config import DeltasConfig
 from deploy.deltas.delta import DeltaName, Header, encode
-from deploy.deltas.store import DeltaStore, FolderStore
+from deploy.deltas.store import DeltaStore
 from index_refresh.changes import Changes, Tracker
 from index_refresh.learner import Learner
 
@@ -54,7 +55,7 @@ class Emitter:
         self._may_write = may_write
         self._tracker: Tracker | None = None
         self._after: str | None = None
-        self._entry = 0
+        self._entry = self._undone_behind = 0
         self._due = time.monotonic() + config.every_s
         self._cuts: queue.Queue[_Cut | None] = queue.Queue(config.max_waiting)
         self._closing = threading.Event()
@@ -158,7 +159,7 @@ class Emitter:
             pruned_at = time.monotonic()
             while (cut := self._cuts.get()) is not None:
                 name, content = encode(replace(cut.header, previous=previous), cut.changes)
-                if not self._until_done(lambda n=name, c=content: self._append(n, c)):  # type: ignore[misc]
+                if not self._until_done(partial(self._append, name, content)):
                     return
                 previous = name.digest
                 if time.monotonic() - pruned_at > _PRUNE_S:
@@ -195,6 +196,5 @@ class Emitter:
         self._store.remove(lineage, undone)
 
     def _prune(self) -> None:
-        if isinstance(self._store, FolderStore):
-            config = self._config
-            self._store.prune(self._learner.lineage, config.keep_s, config.keep_bytes, time.time())
+        config = self._config
+        self._store.prune(self._learner.lineage, config.keep_s, config.keep_bytes, time.time())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from bisect import bisect_left
+from dataclasses import dataclass
 from enum import Enum
+from itertools import takewhile
 
 from consumers.batch import Positions
 from consumers.errors import CheckpointError, StateError
 from deploy.deltas.delta import Delta, DeltaName, Header, decode
 from deploy.deltas.store import DeltaStore
-from deploy.retrieval import Current, Retrieval
-from index_refresh.beam_search import BeamSearch
+from deploy.live import LiveRetrieval
 from index_refresh.changes import apply_changes
 from index_refresh.learner import Learner
 from trainers.checkpoint import Checkpoint
@@ -40,21 +41,24 @@ class Place:
         return Place(self.lineage, header.next_entry, delta.digest, header.checkpoint)
 
 
-class Replica(Retrieval):
+class Replica(LiveRetrieval):
     """Answers from a version and the deltas applied to it. As with a running daemon, only the thread that
     applies deltas may ask, and so no answer shows half a change."""
 
     def __init__(self, base: Checkpoint, model_version: str) -> None:
         self.model_version = model_version
         self.manifest = manifest = base.manifest
-        self.learner = Learner.restore(replace(base, parts={**base.parts, "optimizer": {}}))
         self.place = Place(manifest.lineage, manifest.next_entry, checkpoint=base.name)
         self.header: Header | None = None
         """Of the last delta applied."""
         self._passed = {base.name}
         self.is_usable = True
         """False once a delta broke off half-way; then only a new replica helps."""
-        super().__init__(self.learner, self._now)
+        super().__init__(Learner.to_serve(base))
+
+    @property
+    def version(self) -> str:
+        return self.model_version
 
     @property
     def index_epoch(self) -> int:
@@ -81,11 +85,6 @@ class Replica(Retrieval):
         if delta.header.checkpoint is not None:
             self._passed.add(delta.header.checkpoint)
 
-    def _now(self) -> Current:
-        learner = self.learner
-        search = BeamSearch(learner.trainer.model, learner.refresher.view(), learner.evaluator.config.beams)
-        return Current(search, self.model_version, learner.refresher.epoch)
-
 
 class Found(Enum):
     """What a look for the next delta came to."""
@@ -95,43 +94,52 @@ class Found(Enum):
     """There are later deltas, but none that follows: one is missing, or the trainer undid what we hold."""
 
 
-def next_delta(store: DeltaStore, place: Place) -> Delta | Found:
-    """The delta that follows ``place``, if there is one.
+class Feed:
+    """The chain as a store tells it. The store is listed anew only when what was listed before has nothing
+    more: a server that catches up takes thousands of deltas from one listing."""
 
-    Raises:
-        StateError: the store cannot be read now.
-    """
-    later = [
-        name for name in store.names(place.lineage) if name.next_entry > place.entry or _is_empty(name, place)
-    ]
-    for name in later:
-        if name.first_entry == place.entry:
-            delta = _read(store, place.lineage, name)
+    def __init__(self, store: DeltaStore) -> None:
+        self._store = store
+        self._lineage = ""
+        self._names: list[DeltaName] = []
+
+    def next(self, place: Place) -> Delta | Found:
+        """The delta that follows ``place``, if there is one.
+
+        Raises:
+            StateError: the store cannot be read now.
+        """
+        known = self._following(place) if place.lineage == self._lineage else None
+        if known is not None:
+            return known
+        self._lineage, self._names = place.lineage, self._store.names(place.lineage)
+        if (delta := self._following(place)) is not None:
+            return delta
+        beyond = any(name.next_entry > place.entry for name in self._names)
+        return Found.BROKEN if beyond else Found.UP_TO_DATE
+
+    def newest(self, place: Place) -> Delta | None:
+        """The last delta of the lineage, whatever it follows. Raises ``StateError`` as ``next`` does."""
+        names = self._store.names(place.lineage)
+        return self._read(place.lineage, names[-1]) if names else None
+
+    def _following(self, place: Place) -> Delta | None:
+        """Among the names listed: those that begin at ``place``, but for an empty one that led here."""
+        first = bisect_left(self._names, (place.entry,))
+        for name in takewhile(lambda name: name.first_entry == place.entry, self._names[first:]):
+            delta = None if name.digest == place.digest else self._read(place.lineage, name)
             if delta is not None and place.is_followed_by(delta.header):
                 return delta
-    beyond = any(name.next_entry > place.entry for name in later)
-    return Found.BROKEN if beyond else Found.UP_TO_DATE
-
-
-def newest_delta(store: DeltaStore, place: Place) -> Delta | None:
-    """The last delta of the lineage, whatever it follows. Raises ``StateError`` as ``next_delta`` does."""
-    names = store.names(place.lineage)
-    return _read(store, place.lineage, names[-1]) if names else None
-
-
-def _is_empty(name: DeltaName, place: Place) -> bool:
-    """Cut at a checkpoint behind which nothing had happened: it only names the checkpoint."""
-    return name.first_entry == name.next_entry == place.entry and name.digest != place.digest
-
-
-def _read(store: DeltaStore, lineage: str, name: DeltaName) -> Delta | None:
-    content = store.read(lineage, name)
-    if content is None:
         return None
-    try:
-        delta = decode(content, str(name))
-    except CheckpointError as error:
-        raise StateError(str(error)) from error
-    if delta.digest != name.digest:
-        raise StateError(f"{name}: holds another delta than its name says")
-    return delta
+
+    def _read(self, lineage: str, name: DeltaName) -> Delta | None:
+        content = self._store.read(lineage, name)
+        if content is None:
+            return None
+        try:
+            delta = decode(content, str(name))
+        except CheckpointError as error:
+            raise StateError(str(error)) from error
+        if delta.digest != name.digest:
+            raise StateError(f"{name}: holds another delta than its name says")
+        return delta

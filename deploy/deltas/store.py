@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
@@ -12,6 +13,8 @@ from pyarrow import fs as pafs
 
 from consumers.errors import ConfigError, StateError
 from deploy.deltas.delta import DeltaName
+
+T = TypeVar("T")
 
 _UNFINISHED = ".unfinished-"
 
@@ -34,6 +37,9 @@ class DeltaStore(Protocol):
 
     def remove(self, lineage: str, names: Iterable[DeltaName]) -> None:
         """Raises ``StateError`` where they cannot be removed now."""
+
+    def prune(self, lineage: str, keep_s: float, keep_bytes: int, now_s: float) -> int:
+        """Remove the oldest deltas past a limit, where the store does not do so by itself; how many."""
 
     def close(self) -> None:
         """Let go of connections."""
@@ -66,13 +72,25 @@ class FolderStore:
             raise StateError(f"{folder}: delta not written: {error}") from error
 
     def names(self, lineage: str) -> list[DeltaName]:
+        if self._is_local:
+            # Servers list several times a second: no look at each of thousands of files for what nobody asks.
+            found = self._listed(lineage, lambda folder: os.listdir(folder) if os.path.isdir(folder) else [])
+        else:
+            found = [info.base_name for info in self._infos(lineage)]
+        parsed = map(DeltaName.parse, found)
+        return sorted(name for name in parsed if name is not None)
+
+    def _infos(self, lineage: str) -> list[pafs.FileInfo]:
+        return self._listed(
+            lineage, lambda folder: self._fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+        )
+
+    def _listed(self, lineage: str, look: Callable[[str], list[T]]) -> list[T]:
         folder = f"{self._root}/{lineage}"
         try:
-            found = self._fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+            return look(folder)
         except OSError as error:
             raise StateError(f"{folder}: cannot be listed: {error}") from error
-        parsed = (DeltaName.parse(info.base_name) for info in found)
-        return sorted(name for name in parsed if name is not None)
 
     def read(self, lineage: str, name: DeltaName) -> bytes | None:
         path = f"{self._root}/{lineage}/{name}"
@@ -95,17 +113,15 @@ class FolderStore:
                 raise StateError(f"{path}: cannot be removed: {error}") from error
 
     def prune(self, lineage: str, keep_s: float, keep_bytes: int, now_s: float) -> int:
-        """Remove the oldest deltas past a limit; how many."""
-        folder = f"{self._root}/{lineage}"
-        try:
-            found = self._fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-        except OSError as error:
-            raise StateError(f"{folder}: cannot be listed: {error}") from error
-        aged = [(DeltaName.parse(i.base_name), i.mtime.timestamp(), i.size or 0) for i in found if i.mtime]
+        named = ((DeltaName.parse(info.base_name), info) for info in self._infos(lineage))
+        newest_first = sorted(
+            ((name, info.mtime.timestamp(), info.size) for name, info in named if name is not None),
+            reverse=True,
+        )
         kept, old = 0, []
-        for name, written_s, size in sorted((entry for entry in aged if entry[0]), reverse=True):
+        for name, written_s, size in newest_first:
             kept += size
-            if name is not None and (kept > keep_bytes or written_s < now_s - keep_s):
+            if kept > keep_bytes or written_s < now_s - keep_s:
                 old.append(name)
         self.remove(lineage, old)
         return len(old)

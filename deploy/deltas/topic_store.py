@@ -51,6 +51,11 @@ class TopicStore:
             for name in names:
                 self._topic.remove(f"{lineage}/{name}")
 
+    def prune(self, lineage: str, keep_s: float, keep_bytes: int, now_s: float) -> int:
+        """None: the topic's own retention does that."""
+        del lineage, keep_s, keep_bytes, now_s
+        return 0
+
     def close(self) -> None:
         with _broker_errors():
             self._topic.close()

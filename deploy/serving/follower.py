@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
@@ -12,12 +11,10 @@ from typing import Protocol
 
 from consumers.errors import RegistryError
 from deploy.serving.engine import FAILURES
+from deploy.serving.poller import Poller
 from deploy.serving.served import Served
 
 log = logging.getLogger(__name__)
-
-_PATIENCE_S = 1.0
-"""How long ``close`` waits for the thread: it may hang on a registry that does not answer."""
 
 
 class Versioned(Protocol):
@@ -78,30 +75,25 @@ class Follower:
         retry_s: float,
     ) -> None:
         self._versions, self._serve = versions, serve
-        self._poll_s, self._retry_s = poll_s, retry_s
+        self._retry_s = retry_s
         self._state = Following(alias)
         self._failed_at = -float("inf")
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"follow-{alias}", daemon=True)
+        self._poller = Poller(f"follow-{alias}", poll_s, self._look, self._first_look)
 
     @property
     def state(self) -> Following:
         return self._state
 
     def start(self) -> None:
-        self._thread.start()
+        self._poller.start()
 
     def close(self) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(_PATIENCE_S)
+        self._poller.close()
 
-    def _run(self) -> None:
+    def _first_look(self) -> None:
         self._look()
         if self._state.registry_error is not None:
             self._serve_cached()
-        while not self._stop.wait(self._poll_s):
-            self._look()
 
     def _look(self) -> None:
         state = self._state

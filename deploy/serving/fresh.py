@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from functools import partial
 
 from consumers.errors import StateError
 from deploy.deltas.delta import Delta
-from deploy.deltas.replica import Found, Place, Replica, newest_delta, next_delta
+from deploy.deltas.replica import Feed, Found, Place, Replica
 from deploy.deltas.store import DeltaStore
+from deploy.gate_window import recall_name
 from deploy.serving.config import FreshnessConfig
 from deploy.serving.engine import FAILURES, Engine
+from deploy.serving.poller import Poller
 from deploy.serving.served import Served
 from deploy.serving.versions import Versions
 from trainers.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
-
-_RECALL = "recall_index_at_"
-_PATIENCE_S = 1.0
 
 
 def as_replica(checkpoint: Checkpoint, number: str = "") -> Served:
@@ -47,7 +44,7 @@ class FreshVersions:
     """
 
     def __init__(self, versions: Versions, store: DeltaStore, engine: Engine) -> None:
-        self._versions, self._store, self._engine = versions, store, engine
+        self._versions, self._feed, self._engine = versions, Feed(store), engine
         self.misfits: set[str] = set()
         """Digests of deltas that are whole and do not fit: another program's. They are never tried again."""
 
@@ -95,7 +92,7 @@ class FreshVersions:
         if replica is None:
             return served
         try:
-            while isinstance(delta := self.next_delta(self._store, replica.place), Delta):
+            while isinstance(delta := self.next_delta(self._feed, replica.place), Delta):
                 self.apply(replica, delta)
         except StateError as error:
             log.warning("deltas: %s; version %s is served as far as they go", error, served.version)
@@ -103,9 +100,9 @@ class FreshVersions:
                 return self.load_anew(served.version)
         return served_replica(replica)
 
-    def next_delta(self, store: DeltaStore, place: Place) -> Delta | Found:
+    def next_delta(self, feed: Feed, place: Place) -> Delta | Found:
         """The delta that follows ``place``; one that is known not to fit follows nothing."""
-        found = next_delta(store, place)
+        found = feed.next(place)
         return Found.BROKEN if isinstance(found, Delta) and found.digest in self.misfits else found
 
     def apply(self, replica: Replica, delta: Delta) -> None:
@@ -141,43 +138,40 @@ class DeltaFollower:
     def __init__(
         self, engine: Engine, store: DeltaStore, versions: FreshVersions, config: FreshnessConfig
     ) -> None:
-        self._engine, self._store, self._versions, self._config = engine, store, versions, config
+        self._engine, self._versions, self._config = engine, versions, config
+        self._feed = Feed(store)
         self._state = DeltaState()
         self._broken_since: float | None = None
         self._gave_up_at: Place | None = None
         self._spoilt: Replica | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="follow-deltas", daemon=True)
+        self._poller = Poller("follow-deltas", config.poll_s, self._look)
 
     @property
     def state(self) -> DeltaState:
         return self._state
 
     def start(self) -> None:
-        self._thread.start()
+        self._poller.start()
 
     def close(self) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(_PATIENCE_S)
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._config.poll_s):
-            try:
-                self._look()
-            except CancelledError:
-                return  # the server is leaving
-            except FAILURES as error:
-                self._tell(str(error))
+        self._poller.close()
 
     def _look(self) -> None:
+        try:
+            self._catch_up()
+        except CancelledError:
+            log.info("deltas: nothing more is applied, the server is leaving")
+        except FAILURES as error:
+            self._tell(str(error))
+
+    def _catch_up(self) -> None:
         """Apply what there is."""
         if self._spoilt is not None:
             self._begin_anew(self._spoilt)
             self._spoilt = None
         replica = self._replica()
-        while replica is not None and not self._stop.is_set():
-            found = self._versions.next_delta(self._store, replica.place)
+        while replica is not None and not self._poller.is_closing:
+            found = self._versions.next_delta(self._feed, replica.place)
             if not isinstance(found, Delta):
                 self._stand(replica, found)
                 return
@@ -227,11 +221,14 @@ class DeltaFollower:
         """Why deltas would make answers worse than the version that was judged; None where they would not.
         A bad stretch is passed through once the newest delta is behind it."""
         limit = self._config.max_recall_drop
-        name, before = _recall(replica.manifest.metrics)
-        if limit is None or not _recall_of(found, name) < (1 - limit) * before:
+        name, metrics = recall_name(replica.manifest.metrics), replica.manifest.metrics
+        if limit is None or name is None:
             return None
-        now = _recall_of(newest_delta(self._store, replica.place) or found, name)
-        if not now < (1 - limit) * before:
+        before, least = metrics[name], (1 - limit) * metrics[name]
+        if not _recall_of(found, name) < least:
+            return None
+        now = _recall_of(self._feed.newest(replica.place) or found, name)
+        if not now < least:
             return None
         return (
             f"held at entry {replica.place.entry}: the trainer's {name} fell to {now:.4f}, and version "
@@ -254,9 +251,3 @@ def _replica_of(served: Served) -> Replica | None:
 
 def _recall_of(delta: Delta, name: str) -> float:
     return float(delta.header.metrics.get(name, math.nan))
-
-
-def _recall(metrics: Mapping[str, float]) -> tuple[str, float]:
-    """Name and value of recall through the index over the newest window; NaN where it was never measured."""
-    found = [(name, value) for name, value in metrics.items() if name.startswith(_RECALL)]
-    return min(found, default=("recall", math.nan))

@@ -15,7 +15,7 @@ from consumers.kafka_config import KafkaConfig
 from deploy.deltas.config import DeltasConfig
 from deploy.deltas.delta import Delta, DeltaName, decode, encode
 from deploy.deltas.emitter import Emitter
-from deploy.deltas.replica import Found, Replica, next_delta
+from deploy.deltas.replica import Feed, Found, Replica
 from deploy.deltas.store import DeltaStore, FolderStore
 from deploy.deltas.topic_store import open_deltas
 from index_refresh.changes import served_state
@@ -72,7 +72,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 def follow(replica: Replica, store: DeltaStore) -> Found:
     """Apply what there is."""
-    while isinstance(delta := next_delta(store, replica.place), Delta):
+    feed = Feed(store)
+    while isinstance(delta := feed.next(replica.place), Delta):
         replica.apply(delta)
     return delta
 
@@ -229,7 +230,7 @@ def test_a_delta_that_does_not_fit_makes_the_replica_unusable(life: Life, store:
     replica = replica_of(life.checkpoint())
     life.train(1)
     life.end()
-    delta = next_delta(store, replica.place)
+    delta = Feed(store).next(replica.place)
     assert isinstance(delta, Delta)
     whole = {key: tensor for key, tensor in delta.changes.whole.items() if key != "trainer/scalars"}
     with pytest.raises(CheckpointError, match="do not fit"):

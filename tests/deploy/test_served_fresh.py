@@ -11,7 +11,7 @@ import pytest
 from test_deltas import Life, assert_same_state, wait_for
 
 from deploy.deltas.delta import Delta, DeltaName, decode, encode
-from deploy.deltas.replica import Replica, next_delta
+from deploy.deltas.replica import Feed, Replica
 from deploy.deltas.store import FolderStore
 from deploy.publisher import Publisher
 from deploy.registry import Registry
@@ -207,7 +207,7 @@ def test_deltas_of_a_trainer_whose_recall_fell_are_held(stage: Stage, store: Fol
     stage.life.train(1)
     wait_for(lambda: "max_recall_drop" in str(stage.service.deltas().problem))  # type: ignore[union-attr]
     assert stage.replica.place.entry == entry
-    assert isinstance(next_delta(store, stage.replica.place), Delta)
+    assert isinstance(Feed(store).next(stage.replica.place), Delta)
     telling.recall = 0.8  # the trainer recovers
     stage.life.train(1)
     wait_for(lambda: stage.replica.place.entry > entry)

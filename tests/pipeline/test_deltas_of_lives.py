@@ -9,7 +9,7 @@ from lives import newest, small_settings, write_log
 
 from consumers.archive_reader import ALL_TIMES
 from deploy.deltas.delta import Delta
-from deploy.deltas.replica import Found, Replica, next_delta
+from deploy.deltas.replica import Feed, Found, Replica
 from deploy.deltas.store import FolderStore
 from index_refresh.changes import served_state
 from index_refresh.learner import Learner
@@ -39,8 +39,8 @@ def live(settings: Settings, log: Path) -> None:
 
 def caught_up(base: Path, settings: Settings) -> Replica:
     """A server that begins at a checkpoint and takes what there is."""
-    replica, store = Replica(read_checkpoint(base), "1"), FolderStore(str(settings.deltas.target))
-    while isinstance(delta := next_delta(store, replica.place), Delta):
+    replica, feed = Replica(read_checkpoint(base), "1"), Feed(FolderStore(str(settings.deltas.target)))
+    while isinstance(delta := feed.next(replica.place), Delta):
         replica.apply(delta)
     assert delta is Found.UP_TO_DATE
     return replica
