@@ -21,13 +21,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -190,7 +191,8 @@ class Asker:
 
     def still_found(self, items: Sequence[int]) -> int:
         """How many of ``items`` an answer has."""
-        return len(self._ask(items)) if items else 0
+        parts = [items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE)]
+        return sum(len(self._ask(part)) for part in parts)
 
     def abandon(self) -> int:
         """Give up what is pending, as seen now: what it took is more; how many."""
@@ -372,7 +374,12 @@ class Session:
 # -- the stage -----------------------------------------------------------------------------------------------
 
 
-def settings_of(home: Path, bootstrap_servers: str, arguments: argparse.Namespace) -> Settings:
+def settings_of(
+    home: Path,
+    bootstrap_servers: str,
+    arguments: argparse.Namespace,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Settings:
     """The daemon's defaults, but for versions: none is made."""
     content = {
         "home": str(home),
@@ -393,7 +400,6 @@ def settings_of(home: Path, bootstrap_servers: str, arguments: argparse.Namespac
         "retention": {"keep_last": _KEPT_CHECKPOINTS},
         "registry": {"tracking_uri": f"sqlite:///{home / 'mlflow.db'}"},
     }
-    more = served_content(home) if arguments.served else {}
     return load_settings(None, merge_settings(content, more), environment={})
 
 
@@ -435,7 +441,8 @@ def run(report: Report, arguments: argparse.Namespace, home: Path) -> None:
     readings = Readings()
     with ExitStack() as stack:
         broker = stack.enter_context(EmbeddedBroker())
-        settings = settings_of(home, broker.bootstrap_servers, arguments)
+        more = served_content(home) if arguments.served else {}
+        settings = settings_of(home, broker.bootstrap_servers, arguments, more)
         make_topics(settings.kafka)
         start = stack.enter_context(producer(settings, arguments))
         delete = stack.enter_context(deleter(settings))
