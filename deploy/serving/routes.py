@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -40,6 +42,14 @@ _BUSY = (
 _UNKNOWN = "The token is missing or wrong"
 
 
+class DirectRoute(APIRoute):
+    """Hands the request to its function, which reads it itself: FastAPI would look for dependencies first,
+    which costs a tenth of a millisecond and finds none."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        return self.endpoint
+
+
 def routes_of(service: Service) -> APIRouter:
     """All routes, answered by ``service``."""
     router = APIRouter()
@@ -52,7 +62,9 @@ def routes_of(service: Service) -> APIRouter:
 def _add_retrieve(router: APIRouter, service: Service) -> None:
     config = service.config
 
-    @router.post(
+    router_of_requests = APIRouter(route_class=DirectRoute)
+
+    @router_of_requests.post(
         RETRIEVE,
         summary="Items for one or many users",
         response_model=RetrieveOut,
@@ -81,6 +93,8 @@ def _add_retrieve(router: APIRouter, service: Service) -> None:
         answered = await service.engine.ask(asks, config.timeout_s)
         service.offer(asks, answered)
         return Response(_written(answered), headers=_timing(answered), media_type="application/json")
+
+    router.include_router(router_of_requests)
 
 
 def _add_lookups(router: APIRouter, service: Service) -> None:
