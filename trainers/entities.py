@@ -26,6 +26,7 @@ NUMBERS = "numbers"
 VECTOR = "vector"
 BIAS = "bias"
 BORN = "born"
+LIFE = "life"
 LAST_SEEN = "last_seen"
 SEEN = "seen"
 NEVER = -1
@@ -157,6 +158,7 @@ class Items(Entities):
         more = {
             VECTOR: Column(torch.float32, vector_dim, group=VECTOR),
             BIAS: Column(torch.float32, group=VECTOR),
+            LIFE: Column(torch.int16),
         }
         super().__init__(features, embedding_dim, value_dim, more)
         self.met = DecayedCounts(half_lives_events)
@@ -170,13 +172,20 @@ class Items(Entities):
         self.liked.rows.grow_to(self.ids.num_rows)
 
     def remove(self, ids: Int64s) -> Int64s:
+        rows = torch.from_numpy(np.unique(self.find(ids)))
+        lives = self.life_of(rows) + 1
         freed = super().remove(ids)
+        self.rows[LIFE][rows[rows > 0]] = lives[rows > 0]
         rows = torch.from_numpy(freed)
         self.met.rows.reset(rows)
         self.liked.rows.reset(rows)
         for item_id in ids.tolist():
             self.names.pop(item_id, None)
         return freed
+
+    def life_of(self, rows: Tensor) -> Tensor:
+        """How many items each row had before the one that has it, int16, and round again after 65,536."""
+        return self.rows[LIFE][rows]
 
     def idle_since(self, time_ms: int) -> Int64s:
         """Ids of live items without event or catalogue message since ``time_ms``."""
@@ -205,10 +214,15 @@ class Users(Entities):
     """Users and the history of each."""
 
     def __init__(
-        self, features: Sequence[Feature], embedding_dim: int, value_dim: int, history_length: int
+        self,
+        features: Sequence[Feature],
+        embedding_dim: int,
+        value_dim: int,
+        history_length: int,
+        items: Items,
     ) -> None:
         super().__init__(features, embedding_dim, value_dim, {})
-        self.history = UserHistory(history_length)
+        self.history = UserHistory(history_length, items.life_of)
 
     def _grow(self) -> None:
         super()._grow()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -11,19 +13,39 @@ from trainers.groups import Int64s, rank_within_group
 from trainers.rows import Column, GrowingRows
 
 
+def _one_life(item_rows: Tensor) -> Tensor:
+    return torch.zeros_like(item_rows, dtype=torch.int16)
+
+
 class UserHistory:
     """A ring buffer of item rows per user row; 0 stands for an empty place.
+
+    A removed item's row may soon belong to another one. Looking for it in all histories would cost every
+    user at every removal; instead each place keeps which life of the row it met, and what is past reads as
+    empty.
+
+    Args:
+        length: places.
+        life_of: int16, how many items each row has had; rows are never given away where left out.
 
     Shapes: B users asked for, N places.
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, life_of: Callable[[Tensor], Tensor] = _one_life) -> None:
         self.length = length
-        self.rows = GrowingRows({"items": Column(torch.int32, length), "met": Column(torch.int64)})
+        self._life_of = life_of
+        self.rows = GrowingRows(
+            {
+                "items": Column(torch.int32, length),
+                "lives": Column(torch.int16, length),
+                "met": Column(torch.int64),
+            }
+        )
 
     def read(self, user_rows: Tensor) -> Tensor:
         """Item rows of each user, newest first, int64 [B, N]."""
         items_BN = self.rows["items"][user_rows].long()
+        items_BN *= self.rows["lives"][user_rows] == self._life_of(items_BN)
         newest_B1 = self.rows["met"][user_rows].unsqueeze(1) - 1
         order_BN = (newest_B1 - torch.arange(self.length)) % self.length
         return items_BN.gather(1, order_BN)
@@ -58,16 +80,11 @@ class UserHistory:
         last = rank >= times[inverse] - self.length
         met = self.rows["met"].numpy()
         place = (met[user_rows] + rank) % self.length
-        self.rows["items"].numpy()[user_rows[last], place[last]] = item_rows[last]
+        where = user_rows[last], place[last]
+        self.rows["items"].numpy()[where] = item_rows[last]
+        self.rows["lives"].numpy()[where] = self._life_of(torch.from_numpy(item_rows[last])).numpy()
         met[distinct] += times
         self.rows.touch(distinct)
-
-    def forget_items(self, item_rows: Tensor) -> None:
-        """Empty every place that holds one of ``item_rows``: the row may soon belong to another item."""
-        items = self.rows["items"]
-        forgotten = torch.isin(items, item_rows.int())
-        items[forgotten] = 0
-        self.rows.touch(torch.nonzero(forgotten.any(1)).squeeze(1))
 
 
 def _liked_before(users: Int64s, times_ms: Int64s, liked: npt.NDArray[np.bool_]) -> Int64s:

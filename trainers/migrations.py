@@ -16,7 +16,7 @@ from torch import Tensor
 
 from consumers.errors import CheckpointError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 Parts = dict[str, dict[str, Tensor]]
 
@@ -46,7 +46,18 @@ def _no_repeats() -> dict[str, Tensor]:
     return {"repeats": torch.tensor(0), "recent.younger": none, "recent.older": none}
 
 
-MIGRATIONS: Mapping[int, Migration] = {1: Migration(_with_lineage, _with_expiry)}
+def _with_lives(parts: Parts) -> Parts:
+    """Format 2 took removed items out of all histories, so these hold the present items of their rows."""
+    users, items = parts["users"], parts["items"]
+    lives = torch.zeros_like(users["history.items"], dtype=torch.int16)
+    life = torch.zeros(len(items["rows.born"]), dtype=torch.int16)
+    return {**parts, "users": {**users, "history.lives": lives}, "items": {**items, "rows.life": life}}
+
+
+MIGRATIONS: Mapping[int, Migration] = {
+    1: Migration(_with_lineage, _with_expiry),
+    2: Migration(lambda body: body, _with_lives),
+}
 """By the format that they lead away from."""
 
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from trainers.history import UserHistory
 
@@ -71,8 +73,8 @@ def columns(batch: list[Event]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return users, items, np.array([event.liked for event in batch])
 
 
-def new_history(length: int) -> UserHistory:
-    history = UserHistory(length)
+def new_history(length: int, life_of: Callable[[Tensor], Tensor] | None = None) -> UserHistory:
+    history = UserHistory(length) if life_of is None else UserHistory(length, life_of)
     history.rows.grow_to(NUM_USERS + 1)
     return history
 
@@ -92,19 +94,22 @@ def test_every_event_sees_exactly_what_its_user_liked_before_it(
         assert history.read(everyone).tolist() == [naive.read(user) for user in everyone.tolist()]
 
 
-@given(batches=BATCHES, length=st.integers(1, 6), forgotten=st.sets(st.integers(1, 50)))
-def test_forgotten_items_leave_empty_places_and_nothing_else_changes(
-    batches: list[list[Event]], length: int, forgotten: set[int]
+@given(batches=BATCHES, length=st.integers(1, 6), gone=st.sets(st.integers(1, 50)))
+def test_places_of_rows_that_got_another_item_are_empty_and_nothing_else_changes(
+    batches: list[list[Event]], length: int, gone: set[int]
 ) -> None:
-    history = new_history(length)
+    lives = torch.zeros(100, dtype=torch.int16)
+    history = new_history(length, lambda rows: lives[rows])
     for batch in batches:
         users, items, liked = columns(batch)
         history.append(users[liked], items[liked])
     everyone = torch.arange(NUM_USERS + 1)
     before = history.read(everyone).tolist()
-    history.forget_items(torch.tensor(sorted(forgotten), dtype=torch.int64))
-    expected = [[0 if item in forgotten else item for item in places] for places in before]
+    lives[sorted(gone)] += 1
+    expected = [[0 if item in gone else item for item in places] for places in before]
     assert history.read(everyone).tolist() == expected
+    history.append(np.full(1, 1), np.full(1, 7))
+    assert history.read(torch.tensor([1]))[0, 0] == 7, "what is met in the new life counts"
 
 
 def test_a_batch_without_events_reads_nothing_and_appends_nothing() -> None:

@@ -147,7 +147,9 @@ def test_names_go_with_their_items_and_survive_as_a_table() -> None:
 
 
 def test_a_row_of_a_new_user_has_no_history_of_the_user_before() -> None:
-    users = Users((), embedding_dim=4, value_dim=2, history_length=3)
+    items = Items((), 4, 2, vector_dim=4, half_lives_events=(10.0,))
+    items.meet(np.arange(1, 30), 0)
+    users = Users((), embedding_dim=4, value_dim=2, history_length=3, items=items)
     users.meet(ids(1, 2), 0)
     users.history.append(ids(1, 2), ids(10, 20))
     users.remove(ids(1))
