@@ -7,7 +7,7 @@ multiplies users with nodes is one matrix product a level for a whole batch; the
 the index runs in compiled numba kernels (``scan.py``), which free the interpreter's lock.
 
 Shapes: B users, K nodes of a level, P leaves, S slots (rows of ``vectors``), R item rows, V item vector,
-N live items, k answers.
+N live items, k answers, A columns of declared item features, X interaction features.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from index_refresh.leaf_lists import Int32s, Int64s
-from index_refresh.scan import NO_ITEM, walker
+from index_refresh.scan import NO_ITEM, interest_table, walker
 from trainers.hsnn import HSNN, UserSide
+from trainers.interactions import InvertedIndex, item_keys, value_keys
 from trainers.monn import UserQueries
 
 __all__ = ["NO_ITEM", "BeamSearch", "IndexView", "SearchResult", "search", "search_flat"]
@@ -34,6 +35,11 @@ Mask = npt.NDArray[np.bool_]
 
 _NOTHING_BLOCKED = np.zeros(0, dtype=np.bool_)
 _NO_SCALES = np.zeros(0, dtype=np.float32)
+_NO_ATTRIBUTES = np.zeros((0, 0), dtype=np.int32)
+_NO_COLUMNS = np.zeros(0, dtype=np.int64)
+# Items whose interaction features a flat search holds at a time: those of a large catalogue with every user
+# would not fit the memory.
+_FLAT_ITEMS = 8_192
 # A filtered search goes on past its budget until this many times k allowed items were scored: enough to
 # choose from, where the filter lets few items pass.
 _CHOICE = 2
@@ -41,6 +47,7 @@ _ALL = 2**62
 # One node whose score is 0 for everybody: products, gates, offsets, bias and weight of a level.
 _NOTHING = np.zeros(0, dtype=np.float32)
 _ZERO = np.zeros(1, dtype=np.float32)
+_NO_GAINS = np.zeros(1, dtype=np.int64), np.zeros((1, 1), dtype=np.float32)
 _NO_LEVELS = ((np.zeros((1, 1), dtype=np.float32), _NOTHING, _NOTHING, _ZERO, _ZERO),)
 
 
@@ -68,6 +75,10 @@ class IndexView:
     """With runs: log of the mean exp(bias) of each leaf's members."""
     lifts_P: Floats = field(default_factory=lambda: _NO_SCALES)
     """With runs: how far the highest bias of each leaf is above its centre."""
+    attributes_SA: Int32s = field(default_factory=lambda: _NO_ATTRIBUTES)
+    """Rows of the items' feature values, by slot; 0 where there is none."""
+    columns: Int64s = field(default_factory=lambda: _NO_COLUMNS)
+    """Of the attributes: those that interactions read."""
 
     def __len__(self) -> int:
         return int(self.sizes_P.sum())
@@ -118,7 +129,8 @@ class BeamSearch:
             for level in levels
         ]
         config, quantized = model.config, index.vectors_SV.dtype == np.int8
-        self._walk = walker(index.vectors_SV.shape[1], config.overarch_hidden, quantized)
+        crossed = model.item_level.overarch.interaction is not None
+        self._walk = walker(index.vectors_SV.shape[1], config.overarch_hidden, quantized, crossed)
 
     @torch.no_grad()
     def __call__(
@@ -146,12 +158,13 @@ class BeamSearch:
         rows_Bk = np.zeros((num_users, max(ks, default=0)), dtype=np.int64)
         scores_Bk = np.full(rows_Bk.shape, NO_ITEM, dtype=np.float32)
         sides = self._sides(users)
+        gains = self._gains(users)
 
         def answer(user: int) -> int:
             mask, wanted = masks[user], ks[user]
             at_least = 0 if mask is None else _CHOICE * wanted
             out = rows_Bk[user, :wanted], scores_Bk[user, :wanted]
-            return self._walk(*self._request(sides, user, mask), budgets[user], at_least, *out)
+            return self._walk(*self._request(sides, gains, user, mask), budgets[user], at_least, *out)
 
         scored = list((map if pool is None else pool.map)(answer, range(num_users)))
         scores, order_Bk = torch.from_numpy(scores_Bk).sort(dim=1, descending=True, stable=True)
@@ -163,12 +176,31 @@ class BeamSearch:
         for queries, vectors_KD, bias, weight in zip(
             users.nodes, self._vectors, self._biases, self._weights, strict=False
         ):
-            products_BQK = torch.matmul(queries.queries_BQV, vectors_KD.T).contiguous().numpy()
+            products = torch.matmul(queries.queries_BQV, vectors_KD.T)
+            if queries.crosses_BQX is not None and users.features_BXK is not None:
+                products = products + queries.crosses_BQX @ users.features_BXK
+            products_BQK = products.contiguous().numpy()
             levels.append([products_BQK, queries.gates_BH.numpy(), queries.offsets_H.numpy(), bias, weight])
         return levels, _arrays(users.item)
 
+    def _gains(self, users: UserSide) -> list[tuple[Any, Any]]:
+        """What each user's interests add to the products of an item that has them, or nothing."""
+        interests, crosses_BQX = users.interests, users.item.crosses_BQX
+        if interests is None or crosses_BQX is None:
+            return []
+        weights = interests.weights_BJ3.numpy(), interests.pairs_J
+        crosses = crosses_BQX.contiguous().numpy()
+        return [
+            interest_table(keys_J, weights[0][user], weights[1], crosses[user])
+            for user, keys_J in enumerate(interests.keys_BJ.numpy())
+        ]
+
     def _request(
-        self, sides: tuple[list[list[Any]], list[Any]], user: int, mask: Mask | None
+        self,
+        sides: tuple[list[list[Any]], list[Any]],
+        gains: list[tuple[Any, Any]],
+        user: int,
+        mask: Mask | None,
     ) -> tuple[Any, ...]:
         levels = tuple((side[0][user], side[1][user], *side[2:]) for side in sides[0]) or _NO_LEVELS
         queries_BQV, gates_BH, offsets_H = sides[1]
@@ -178,8 +210,8 @@ class BeamSearch:
             (self._nodes_L, beams_L, levels, self._ensemble_weight),
             (index.starts_P, index.sizes_P, index.rows, index.slots),
             (index.run, index.centres_P, index.lifts_P),
-            (queries_BQV[user], gates_BH[user], offsets_H),
-            (index.vectors_SV, index.scales_S, index.biases_S),
+            (queries_BQV[user], gates_BH[user], offsets_H, *(gains[user] if gains else _NO_GAINS)),
+            (index.vectors_SV, index.scales_S, index.biases_S, index.attributes_SA, index.columns),
             _NOTHING_BLOCKED if mask is None else mask,
         )
 
@@ -198,10 +230,7 @@ def search(model: HSNN, users: UserSide, index: IndexView, k: int, budget: int) 
 def search_flat(model: HSNN, users: UserSide, index: IndexView, k: int) -> SearchResult:
     """Top ``k`` by scoring every item with the same networks: the recall that the index is held against."""
     rows_N, slots_N, leaves_N = index.members()
-    vectors_NV = torch.from_numpy(index.vectors_SV[slots_N]).float()
-    if len(index.scales_S):
-        vectors_NV *= torch.from_numpy(index.scales_S[slots_N]).unsqueeze(1)
-    logits_BN = users.item.score(vectors_NV) + torch.from_numpy(index.biases_S[slots_N])
+    logits_BN = item_logits(users, index, rows_N, slots_N)
     if index.nodes:
         logits_BN = model.ensemble(logits_BN, leaf_logits(model, users)[:, leaves_N])
     scores_Bk, places_Bk = logits_BN.topk(min(k, len(rows_N)), dim=1)
@@ -210,9 +239,33 @@ def search_flat(model: HSNN, users: UserSide, index: IndexView, k: int) -> Searc
 
 
 @torch.no_grad()
+def item_logits(users: UserSide, index: IndexView, rows_N: Int64s, slots_N: Int64s) -> Tensor:
+    """The items' own part of the logits, [B, N], with their biases."""
+    parts = []
+    for start in range(0, max(len(rows_N), 1), _FLAT_ITEMS):
+        rows, slots = rows_N[start : start + _FLAT_ITEMS], slots_N[start : start + _FLAT_ITEMS]
+        vectors = torch.from_numpy(index.vectors_SV[slots]).float()
+        if len(index.scales_S):
+            vectors *= torch.from_numpy(index.scales_S[slots]).unsqueeze(1)
+        logits = users.item.score(vectors, _matches(users, index, rows, slots))
+        parts.append(logits + torch.from_numpy(index.biases_S[slots]))
+    return torch.cat(parts, dim=1)
+
+
+def _matches(users: UserSide, index: IndexView, rows_C: Int64s, slots_C: Int64s) -> Tensor | None:
+    """Interaction features [B, X, C] of all users with some items."""
+    interests, crosses_BQX = users.interests, users.item.crosses_BQX
+    if interests is None or crosses_BQX is None:
+        return None
+    values_CA = value_keys(index.attributes_SA[slots_C][:, index.columns])
+    keys_CS = np.concatenate([values_CA, item_keys(rows_C)[:, None]], axis=1)
+    return InvertedIndex(keys_CS).features(interests, crosses_BQX.shape[2])
+
+
+@torch.no_grad()
 def leaf_logits(model: HSNN, users: UserSide) -> Tensor:
     """Logits of every leaf, [B, P], level by level with the networks as they train."""
-    logits_BP = model.node_logits(users.nodes[0])
+    logits_BP = model.node_logits(users)
     vectors_PD = model.codebook.nodes(0)
     for level in range(1, model.num_levels):
         own_KD = model.codebook.nodes(level)

@@ -43,6 +43,24 @@ class LeafDensity:
         self.centres_P[first:until], self.lifts_P[first:until] = of_slice
         self._next_leaf = until % leaves.num_leaves
 
+    def share(self, crowd: int, node: int, before_GKP: Int64s, after_GKP: Int64s) -> None:
+        """Members of the leaves under ``crowd`` went to those under ``node``, which were empty or nearly so:
+        what the leaves weigh until they are summed anew.
+
+        Args:
+            crowd: number of a node of some level, as ``node``.
+            node: the one that members went to.
+            before_GKP: sizes of the leaves before, by path above the level, node, and path below it.
+            after_GKP: sizes of now.
+        """
+        mass_GKP = self.mass_P.reshape(before_GKP.shape)
+        typical_GP = mass_GKP[:, crowd] / np.maximum(before_GKP[:, crowd], 1)
+        mass_GKP[:, crowd] = typical_GP * after_GKP[:, crowd]
+        mass_GKP[:, node] = np.maximum(mass_GKP[:, node], typical_GP * after_GKP[:, node])
+        for of_leaves_P in (self.centres_P, self.lifts_P):
+            of_leaves_GKP = of_leaves_P.reshape(before_GKP.shape)
+            of_leaves_GKP[:, node] = of_leaves_GKP[:, crowd]
+
     def _slice(self, leaves: LeafLists) -> tuple[int, int]:
         """Leaves from where the last slice ended that have about enough members; at least one, and never
         past the last."""

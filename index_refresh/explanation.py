@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from index_refresh.beam_search import Floats, IndexView, Mask
+from index_refresh.beam_search import Floats, IndexView, Mask, item_logits
 from index_refresh.leaf_lists import Int64s
 from index_refresh.tree import path_of
 from trainers.hsnn import HSNN, UserSide
@@ -114,7 +114,7 @@ def explain_search(
         leaves=leaves,
         rows_M=index.rows[places_M].astype(np.int64),
         leaves_M=leaves_M,
-        own_M=_item_logits(index, user, index.slots[places_M].astype(np.int64)),
+        own_M=_item_logits(index, user, places_M),
         shares_M=np.float32(weight) * node_logits[leaves_M],
     )
 
@@ -133,7 +133,9 @@ def _down(
         paths = (paths.unsqueeze(1) * count + torch.arange(count)).flatten()
         sums_KD = (sums_KD.unsqueeze(1) + model.codebook.nodes(level)).flatten(0, 1)
         network, coarser = model.node_level(level), logits.repeat_interleave(count)
-        own = user.nodes[level].score(network.tower(sums_KD))[0] + model.node_bias(level)[paths]
+        # Only the first level has interaction features, and all of its nodes are scored.
+        matches = None if level else user.features_BXK
+        own = user.nodes[level].score(network.tower(sums_KD), matches)[0] + model.node_bias(level)[paths]
         logits = own + network.parent_weight * coarser if level else own
         is_last, scored = level + 1 == len(index.nodes), len(paths)
         kept = torch.from_numpy(index.sizes_P[paths.numpy()] > 0).nonzero().flatten() if is_last else None
@@ -189,9 +191,6 @@ def _allowed(rows: Int64s, blocked_R: Mask | None) -> Mask:
     return np.asarray((rows >= len(blocked_R)) | ~blocked_R[known])
 
 
-def _item_logits(index: IndexView, user: UserSide, slots_M: Int64s) -> Floats:
-    vectors_MV = torch.from_numpy(index.vectors_SV[slots_M]).float()
-    if len(index.scales_S):
-        vectors_MV *= torch.from_numpy(index.scales_S[slots_M]).unsqueeze(1)
-    logits_M = user.item.score(vectors_MV)[0] + torch.from_numpy(index.biases_S[slots_M])
-    return np.asarray(logits_M.numpy(), dtype=np.float32)
+def _item_logits(index: IndexView, user: UserSide, places_M: Int64s) -> Floats:
+    rows_M, slots_M = index.rows[places_M].astype(np.int64), index.slots[places_M].astype(np.int64)
+    return np.asarray(item_logits(user, index, rows_M, slots_M)[0].numpy(), dtype=np.float32)

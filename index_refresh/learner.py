@@ -26,9 +26,10 @@ from index_refresh.fresh import Fresh
 from index_refresh.refresher import RefreshConfig, Refresher
 from trainers.checkpoint import Checkpoint
 from trainers.entities import names_table
+from trainers.interactions import Interaction
 from trainers.manifest import Manifest
 from trainers.recent_ids import RecentIds
-from trainers.trainer import FeatureSets, OnlineTrainer, TrainerConfig
+from trainers.trainer import FeatureSets, OnlineTrainer, StepReport, TrainerConfig
 
 NAMES = "names"
 INDEX = "index"
@@ -53,9 +54,11 @@ class LearnerConfig(BaseModel):
     item_features: tuple[Feature, ...] = Field((), description="Declared features of items")
     user_features: tuple[Feature, ...] = Field((), description="Declared features of users")
     context_features: tuple[Feature, ...] = Field((), description="Declared features of events")
+    interactions: tuple[Interaction, ...] = Field((), description="Pairs of user and item that may match")
 
     def features(self) -> FeatureSets:
-        return FeatureSets(self.item_features, self.user_features, self.context_features)
+        described = self.item_features, self.user_features, self.context_features
+        return FeatureSets(*described, self.interactions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +105,24 @@ class Learner:
             self.fresh.removed(batch.removed)
         self._passed(batch)
 
-    def learn(self, batch: EventBatch) -> None:
+    def learn(self, batch: EventBatch) -> StepReport | None:
         """Answer a sample of the batch, then learn it, then bring the index up to date.
 
-        Events whose id was trained lately are left out and counted.
+        Events whose id was trained lately are left out and counted. What the step did; None where no event
+        was left.
         """
         self.journal.batch(batch, self.positions)
         batch = self._without_repeats(batch)
-        if len(batch):
-            self.evaluator.answer(batch)
-            report = self.trainer.learn(batch)
-            self.evaluator.observe(report)
-            self.refresher.after_step(report.touched_rows)
+        report = self._step(batch) if len(batch) else None
         self._passed(batch)
+        return report
+
+    def _step(self, batch: EventBatch) -> StepReport:
+        self.evaluator.answer(batch)
+        report = self.trainer.learn(batch)
+        self.evaluator.observe(report)
+        self.refresher.after_step(report.touched_rows)
+        return report
 
     def skip(self, gap: Gap, *, is_gone: bool = False) -> None:
         """Go on behind a gap; checkpoints will tell of it."""

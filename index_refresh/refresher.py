@@ -9,6 +9,7 @@ Shapes: N rows, K nodes of a level, P leaves, L levels, D width.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,11 @@ from index_refresh.density import LeafDensity
 from index_refresh.flows import Membership
 from index_refresh.health import balance, centre_similarity, item_similarity
 from index_refresh.leaf_lists import NOWHERE, Int64s, LeafLists
+from index_refresh.node_members import due_nodes, popular_members
 from index_refresh.repair import Repair, RepairConfig
 from index_refresh.snapshot import IndexVersion, Snapshot
 from index_refresh.sweep import Sweep
-from trainers.entities import BIAS, VECTOR
+from trainers.entities import BIAS, SLOTS, VECTOR
 from trainers.trainer import OnlineTrainer
 
 Mask = npt.NDArray[np.bool_]
@@ -75,10 +77,12 @@ class Refresher:
         self.trainer = trainer
         self.nodes = trainer.config.model.codebook.nodes
         self.leaves = LeafLists(trainer.config.model.codebook.num_leaves)
+        trainer.node_attributes.follow(self.leaves)
         self.epoch = 0
         """Grows with every call that changed the index."""
         self.codebook_version = 0
-        """Grows when the codebook starts and with every repair; between them it follows its gradient."""
+        """Grows when the codebook starts or is clustered anew, and with every repair; between them it follows
+        its gradient or average."""
         self.counts: Counter[str] = Counter()
         self._sweep = Sweep()
         self._density = LeafDensity(self.leaves.num_leaves)
@@ -105,11 +109,12 @@ class Refresher:
     def after_step(self, touched: Int64s) -> None:
         """Re-assign what the step touched and the next slice of the corpus; start or repair when due."""
         self._expire_when_due()
-        rows = np.union1d(touched, self._next_slice())
-        self._refresh(rows, hysteresis=self.config.hysteresis)
+        hysteresis = self._hysteresis()  # The last slice ends the round, and is of it.
+        self._refresh(np.union1d(touched, self._next_slice()), hysteresis)
         if not self.trainer.model.codebook.is_started:
             self._maybe_start()
             return
+        self._recluster_when_due()
         self._observe()
         if self.is_ready and self.trainer.step % self.config.repair.every_steps == 0:
             self.repair()
@@ -117,7 +122,8 @@ class Refresher:
     def sweep(self) -> None:
         """Re-assign the next slice, on a topic that brings no events. Like every call that the clock asks
         for, it makes the state depend on the clock: a replay is no longer equal bit by bit."""
-        self._refresh(self._next_slice(), hysteresis=self.config.hysteresis)
+        hysteresis = self._hysteresis()
+        self._refresh(self._next_slice(), hysteresis)
 
     def repair(self) -> None:
         """Give dead nodes to crowded ones."""
@@ -146,11 +152,25 @@ class Refresher:
             lists = leaves.starts, leaves.sizes, leaves.entries, leaves.entries
             centres_P, lifts_P = self._density.centres_P, self._density.lifts_P
             return IndexView(
-                self.nodes, *lists, vectors, biases, run=RUN, centres_P=centres_P, lifts_P=lifts_P
+                self.nodes,
+                *lists,
+                vectors,
+                biases,
+                run=RUN,
+                centres_P=centres_P,
+                lifts_P=lifts_P,
+                **self._attributes(),
             )
         live = self.trainer.items.live_rows().astype(np.int32)
         bounds = np.zeros(1, dtype=np.int64), np.array([len(live)])
-        return IndexView((), *bounds, live, live, vectors, biases)
+        return IndexView((), *bounds, live, live, vectors, biases, **self._attributes())
+
+    def _attributes(self) -> dict[str, Any]:
+        """What interactions read of the items."""
+        reader = self.trainer.interactions
+        if not len(reader):
+            return {}
+        return {"attributes_SA": self.trainer.items.rows[SLOTS].numpy(), "columns": reader.columns}
 
     def snapshot(self, model_version: str, quantized: bool = False) -> Snapshot:
         """An immutable copy in leaf order, for any number of threads."""
@@ -179,7 +199,10 @@ class Refresher:
 
     # -- assignment --------------------------------------------------------------------------------------
 
-    def _refresh(self, rows: Int64s, hysteresis: float) -> None:
+    def _hysteresis(self) -> float | None:
+        return None if self._sweep.remapping else self.config.hysteresis
+
+    def _refresh(self, rows: Int64s, hysteresis: float | None) -> None:
         """Re-embed ``rows`` and put each into its nearest leaf, unless the old one is nearly as near."""
         if not len(rows):
             return
@@ -188,29 +211,34 @@ class Refresher:
         self.reassign(rows, hysteresis)
 
     @torch.no_grad()
-    def reassign(self, rows: Int64s, hysteresis: float) -> None:
-        """Put ``rows`` into their nearest leaves by their cached vectors."""
+    def reassign(self, rows: Int64s, hysteresis: float | None) -> None:
+        """Put ``rows`` into their nearest leaves by their cached vectors.
+
+        Only moves that bring an item nearer by more than ``hysteresis`` are made, and no more than may be
+        made at a time; with None, all that bring it nearer.
+        """
         codebook = self.trainer.model.codebook
         if not codebook.is_started or not len(rows):
             return
         z_ND = self.index_vectors(rows)
-        codebooks, penalties = codebook.levels()
-        best_N = assign(z_ND, codebooks, penalties)
+        levels = codebook.levels()
+        best_N = assign(z_ND, *levels)
         old_N = torch.from_numpy(self.leaves.codes[rows].astype(np.int64))
-        here_N = path_distances(z_ND, old_N.clamp_min(0), codebooks, penalties)
-        gain_N = here_N - path_distances(z_ND, best_N, codebooks, penalties)
-        moving = (gain_N > hysteresis) & (old_N != best_N) & (old_N != NOWHERE)
-        self._apply(rows, best_N.numpy(), (old_N == NOWHERE).numpy(), self._bounded(moving, gain_N))
+        here_N = path_distances(z_ND, old_N.clamp_min(0), *levels)
+        gain_N = here_N - path_distances(z_ND, best_N, *levels)
+        moving = (gain_N > (hysteresis or 0.0)) & (old_N != best_N) & (old_N != NOWHERE)
+        if hysteresis is not None:
+            self._bound(moving, gain_N)
+        self._apply(rows, best_N.numpy(), (old_N == NOWHERE).numpy(), moving.numpy())
         now_N = torch.from_numpy(self.leaves.codes[rows].astype(np.int64))
-        self._similarity_L.lerp_(item_similarity(z_ND, now_N, codebooks), _NEWS if self.epoch > 1 else 1.0)
+        self._similarity_L.lerp_(item_similarity(z_ND, now_N, levels.nodes), _NEWS if self.epoch > 1 else 1.0)
 
-    def _bounded(self, moving_N: Tensor, gain_N: Tensor) -> Mask:
-        """The moves with most to gain, as many as may happen at a time."""
+    def _bound(self, moving_N: Tensor, gain_N: Tensor) -> None:
+        """Keep the moves with most to gain, as many as may happen at a time."""
         excess = int(moving_N.sum()) - self.config.moves_at_a_time
         if excess > 0:
             wanted = torch.nonzero(moving_N).squeeze(1)
             moving_N[wanted[gain_N[wanted].argsort(stable=True)[:excess]]] = False
-        return moving_N.numpy()
 
     def _apply(self, rows: Int64s, leaves: Int64s, fresh: Mask, moving: Mask) -> None:
         self.leaves.place(rows[fresh], leaves[fresh])
@@ -241,18 +269,43 @@ class Refresher:
         self.leaves.grow_to(self.trainer.items.ids.num_rows)
 
     def _next_slice(self) -> Int64s:
-        count = self.config.fill_rows if self._sweep.filling else self.config.sweep_rows
+        count = self.config.fill_rows if self._sweep.in_haste else self.config.sweep_rows
         moved, trained = self.counts["moved"], self.trainer.events_trained
         return self._sweep.take(count, self.trainer.items, moved, trained)
 
     def _observe(self) -> None:
         """Tell the codebook the real leaf sizes and each node's popularity per member."""
-        codebook = self.trainer.model.codebook
         items = self.trainer.items
         self._density.update(self.leaves, items.liked, items.rows[BIAS].numpy())
-        sizes_P = torch.from_numpy(self.leaves.sizes)
-        codebook.observe_density(sizes_P, torch.from_numpy(self._density.mass_P))
-        codebook.observe_usage(sizes_P)
+        self._observe_density()
+        self.trainer.model.codebook.observe_usage(torch.from_numpy(self.leaves.sizes))
+        self._look_up_members()
+
+    def _look_up_members(self) -> None:
+        """Tell some nodes' most popular members, whose values speak for the node in interactions."""
+        attributes, columns = self.trainer.node_attributes, self.trainer.interactions.columns
+        nodes = due_nodes(self.trainer.step, self.nodes[0])
+        if not len(columns) or not len(nodes):
+            return
+        items, leaves_a_node = self.trainer.items, self.leaves.num_leaves // self.nodes[0]
+        biases_R = items.rows[BIAS].numpy()
+        rows_NM = popular_members(self.leaves, nodes, leaves_a_node, attributes.members, biases_R)
+        slots_NMA = items.rows[SLOTS][torch.from_numpy(rows_NM)][..., torch.from_numpy(columns)]
+        attributes.take(nodes, slots_NMA)
+
+    def _observe_density(self) -> None:
+        sizes_P, mass_P = torch.from_numpy(self.leaves.sizes), torch.from_numpy(self._density.mass_P)
+        self.trainer.model.codebook.observe_density(sizes_P, mass_P)
+
+    def share_density(self, level: int, crowd: int, node: int, sizes_P: Int64s) -> None:
+        """Let ``node``, which was just put into a crowd, count as popular as it; ``sizes_P`` is from before.
+
+        Until its leaves are summed anew it would otherwise pass for a node that nobody ever liked: nobody
+        would search it, for as many steps as a round over all leaves takes.
+        """
+        shape = (-1, self.nodes[level], int(np.prod(self.nodes[level + 1 :])))
+        self._density.share(crowd, node, sizes_P.reshape(shape), self.leaves.sizes.reshape(shape))
+        self._observe_density()
 
     # -- start -----------------------------------------------------------------------------------------------
 
@@ -263,14 +316,37 @@ class Refresher:
         enough = len(trainer.items) >= config.start_after_items * config.nodes[0]
         if not enough or trainer.step < config.start_after_steps:
             return
-        sample = self._sample(config.sample_per_node * max(config.nodes))
-        side = trainer.refresh_vectors(torch.from_numpy(sample))
-        trainer.model.observe_items(side.vectors_CV)
-        codebook.start(self.index_vectors(sample), trainer.step, trainer.generator)
+        codebook.start(self._sampled_vectors(), trainer.step, trainer.generator)
         self.codebook_version += 1
         self._sweep.fill(trainer.items)
         self._refresh(self._next_slice(), hysteresis=0.0)
         self._observe()
+
+    @torch.no_grad()
+    def _recluster_when_due(self) -> None:
+        """k-means and a round that maps every item anew, where the codebook is not learnt jointly.
+
+        From where the nodes were, searches go through the index meanwhile. From scratch, a leaf says nothing
+        of its old members: as at the start, searches score all items until every one is mapped.
+        """
+        trainer, codebook = self.trainer, self.trainer.model.codebook
+        age = trainer.step - int(codebook.started)
+        if codebook.config.is_joint or self._sweep.in_haste or age % codebook.config.recluster_every_steps:
+            return
+        codebook.recluster(self._sampled_vectors(), trainer.generator)
+        self.codebook_version += 1
+        leaves_hold = codebook.config.learning == "em"
+        if not leaves_hold:
+            trainer.forget_node_biases()
+        self._sweep.remap(trainer.items, leaves_hold)
+
+    def _sampled_vectors(self) -> Tensor:
+        """Where k-means finds the items: a sample of the live ones, through the item tower of now, [N, D]."""
+        trainer, config = self.trainer, self.trainer.model.codebook.config
+        sample = self._sample(config.sample_per_node * max(config.nodes))
+        side = trainer.refresh_vectors(torch.from_numpy(sample))
+        trainer.model.observe_items(side.vectors_CV)
+        return self.index_vectors(sample)
 
     def _sample(self, count: int) -> Int64s:
         rows = self.trainer.items.live_rows()
@@ -297,6 +373,7 @@ class Refresher:
     def load(self, state: dict[str, Tensor]) -> None:
         sizes = state["sizes"].numpy()
         self.leaves = LeafLists(len(sizes))
+        self.trainer.node_attributes.follow(self.leaves)
         self._grow()
         self.leaves.place(state["rows"].numpy(), np.repeat(np.arange(len(sizes)), sizes))
         self.load_whole(state)

@@ -36,8 +36,8 @@ class RepairConfig(BaseModel):
 
 
 class Repair:
-    """Splits a crowd: a dead node's vector becomes one of the crowd's members, with fresh optimizer moments
-    and half the crowd's usage, and the crowd is re-assigned."""
+    """Splits a crowd: a dead node's vector becomes one of the crowd's members, with fresh optimizer moments,
+    half the crowd's usage and the crowd's bias and popularity per member; and the crowd is re-assigned."""
 
     def __init__(self, config: RepairConfig, refresher: Refresher) -> None:
         self.config, self._refresher = config, refresher
@@ -59,22 +59,32 @@ class Repair:
         return len(pairs)
 
     def _sizes(self, level: int) -> Int64s:
+        sizes: Int64s = self._sizes_by_path(level).sum(axis=0)
+        return sizes
+
+    def _sizes_by_path(self, level: int) -> Int64s:
+        """Items under each node of a level by the path above it and its number."""
         nodes = self._refresher.nodes
-        by_node = self._refresher.leaves.sizes.reshape(-1, nodes[level], int(np.prod(nodes[level + 1 :])))
-        sizes: Int64s = by_node.sum(axis=(0, 2))
+        by_leaf = self._refresher.leaves.sizes.reshape(-1, nodes[level], int(np.prod(nodes[level + 1 :])))
+        sizes: Int64s = by_leaf.sum(axis=2)
         return sizes
 
     def _revive(self, level: int, node: int, crowd: int) -> None:
         refresher, trainer = self._refresher, self._refresher.trainer
-        members = self._members(level, crowd)
+        members, sizes_P = self._members(level, crowd), refresher.leaves.sizes.copy()
         pick = torch.randint(len(members), (1,), generator=trainer.generator)
         codes_KD = trainer.model.codebook.codes[level]
         codes_KD[node] = self._residual(level, members[pick.numpy()])
+        trainer.model.codebook.revived(level, node, trainer.step)
         self._halve_usage(level, node, crowd)
-        for moment in trainer.optimizer.state.get(codes_KD, {}).values():
-            if moment.dim() == 2:
-                moment[node] = 0.0
+        bias_K = trainer.model.node_level(level).bias_K
+        bias_K[node] = bias_K[crowd]
+        for learnt in (codes_KD, bias_K):
+            for moment in trainer.optimizer.state.get(learnt, {}).values():
+                if moment.dim() == learnt.dim():
+                    moment[node] = 0.0
         refresher.reassign(members[: self.config.members_at_a_time], hysteresis=0.0)
+        refresher.share_density(level, crowd, node, sizes_P)
 
     def _members(self, level: int, node: int) -> Int64s:
         """Item rows under a node of ``level``, whatever their parents."""

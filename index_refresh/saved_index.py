@@ -120,7 +120,7 @@ class SavedIndex:
             mass_P=index["mass"].numpy(),
             rows_N=index["rows"].numpy(),
             epoch=int(index["scalars"][0]),
-            is_filling=bool(index["sweep"][0]),
+            is_filling=bool(int(index["sweep"][0]) & 1),
             ids_R=items["ids.ids"].numpy(),
             live_R=items["ids.live"].numpy(),
             born_R=items[f"rows.{BORN}"].numpy(),

@@ -5,7 +5,8 @@ memory that other requests use; threads may call it side by side. Numba compiles
 model at first use (about three seconds a process).
 
 Shapes: L levels, K nodes of a level (all levels above included), Q = 1 + H queries of a folded user, V item
-vector, S slots (rows of ``vectors``), P leaves, R item rows.
+vector, S slots (rows of ``vectors``), P leaves, R item rows, J interests of a user, T places of the table of
+interests, X interaction features, A columns of item features.
 """
 
 from __future__ import annotations
@@ -169,37 +170,98 @@ def next_run(logits, leaves, lists, ranking, items, keys, heap, taken):  # type:
     return lists[0][leaves[n]] + taken[n]
 
 
+@njit(nogil=True)
+def place_of(table_T, key):  # type: ignore[no-untyped-def]
+    """Where a key is in the table, or the free place where it would be."""
+    mask = len(table_T) - 1
+    at = ((key ^ (key >> 15)) * 0x9E3779B1 >> 7) & mask
+    while table_T[at] != 0 and table_T[at] != key:
+        at = (at + 1) & mask
+    return at
+
+
+@njit(nogil=True)
+def interest_table(keys_J, weights_J3, pairs_J, crosses_QX):  # type: ignore[no-untyped-def]
+    """What a user's interests add to the products of an item that has them: a hash table of keys, and gains
+    [T, Q] by place."""
+    size = 4
+    while size < 2 * len(keys_J) + 2:
+        size *= 2
+    table_T = np.zeros(size, dtype=np.int64)
+    gains_TQ = np.zeros((size, len(crosses_QX)), dtype=np.float32)
+    for j in range(len(keys_J)):
+        if keys_J[j] == 0:
+            continue
+        at = place_of(table_T, keys_J[j])
+        table_T[at] = keys_J[j]
+        for n in range(3):
+            for q in range(len(crosses_QX)):
+                gains_TQ[at, q] += weights_J3[j, n] * crosses_QX[q, 3 * pairs_J[j] + n]
+    return table_T, gains_TQ
+
+
+@njit(nogil=True)
+def add_gain(key, user, extra_Q):  # type: ignore[no-untyped-def]
+    """Add what a value adds, if the user looks for it; whether there is anything now."""
+    table_T, gains_TQ = user[3], user[4]
+    at = place_of(table_T, key)
+    if table_T[at] == 0:
+        return False
+    for q in range(len(extra_Q)):
+        extra_Q[q] += gains_TQ[at, q]
+    return True
+
+
+@njit(nogil=True)
+def find_gains(slot, row, user, items, extra_Q):  # type: ignore[no-untyped-def]
+    """What the user's interests add to the products of one item, into ``extra_Q``."""
+    attributes_SA, columns = items[3], items[4]
+    extra_Q[:] = 0.0
+    add_gain(2 * np.int64(row), user, extra_Q)
+    for column in columns:
+        value = np.int64(attributes_SA[slot, column])
+        if value > 0:
+            add_gain(2 * value + 1, user, extra_Q)
+
+
 @lru_cache(maxsize=32)
-def scorer(width: int, hidden: int, quantized: bool) -> Callable[..., Any]:
+def scorer(width: int, hidden: int, quantized: bool, crossed: bool) -> Callable[..., Any]:
     """Score of one item for one user: constant loop bounds let the compiler unroll and use wide registers."""
 
     @njit(nogil=True, fastmath=True)
-    def score(slot, user, items):  # type: ignore[no-untyped-def]
-        queries_QV, gates_H, offsets_H = user
-        vectors_SV, scales_S, biases_S = items
+    def score(slot, row, user, items, extra_Q):  # type: ignore[no-untyped-def]
+        queries_QV, gates_H, offsets_H = user[0], user[1], user[2]
+        vectors_SV, scales_S, biases_S = items[0], items[1], items[2]
         scale = scales_S[slot] if quantized else np.float32(1.0)
+        if crossed:
+            find_gains(slot, row, user, items, extra_Q)
         product = np.float32(0.0)
         for v in range(width):
             product += queries_QV[0, v] * np.float32(vectors_SV[slot, v])
         total = biases_S[slot] + product * scale
+        if crossed:
+            total += extra_Q[0]
         for h in range(hidden):
             product = np.float32(0.0)
             for v in range(width):
                 product += queries_QV[h + 1, v] * np.float32(vectors_SV[slot, v])
-            total += max(product * scale + offsets_H[h], np.float32(0.0)) * gates_H[h]
+            product = product * scale + offsets_H[h]
+            if crossed:
+                product += extra_Q[h + 1]
+            total += max(product, np.float32(0.0)) * gates_H[h]
         return total
 
     return score
 
 
 @lru_cache(maxsize=32)
-def walker(width: int, hidden: int, quantized: bool) -> Callable[..., int]:
+def walker(width: int, hidden: int, quantized: bool, crossed: bool = False) -> Callable[..., int]:
     """The whole walk of one request, for item vectors of ``width`` and an OverArch of ``hidden`` units.
 
     It takes runs of leaves, best first, until ``budget`` items were met and ``at_least`` of them were
     allowed, fills ``out_rows`` and ``out_scores`` in no order, and gives how many items were scored.
     """
-    score = scorer(width, hidden, quantized)
+    score = scorer(width, hidden, quantized, crossed)
 
     @njit(nogil=True)
     def walk(tree, lists, ranking, user, items, blocked_R, budget, at_least, out_rows, out_scores):  # type: ignore[no-untyped-def]
@@ -211,6 +273,7 @@ def walker(width: int, hidden: int, quantized: bool) -> Callable[..., int]:
         kept_scores = np.empty(2 * k + SPARE, dtype=np.float32)
         kept_rows = np.empty(2 * k + SPARE, dtype=np.int64)
         threshold = np.float32(NO_ITEM)
+        extra_Q = np.zeros(hidden + 1, dtype=np.float32)
         while left > 0 and (met < budget or scored < at_least):
             n = heap[0]
             from_leaf = ensemble_weight * logits[n]
@@ -225,7 +288,7 @@ def walker(width: int, hidden: int, quantized: bool) -> Callable[..., int]:
                 if rows[at] < len(blocked_R) and blocked_R[rows[at]]:
                     continue
                 scored += 1
-                total = score(slots[at], user, items) + from_leaf
+                total = score(slots[at], rows[at], user, items, extra_Q) + from_leaf
                 if total > threshold:
                     kept_scores[num_kept], kept_rows[num_kept] = total, rows[at]
                     num_kept += 1

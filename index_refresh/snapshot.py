@@ -47,6 +47,9 @@ class Snapshot:
         scales_N = np.zeros(0, dtype=np.float32)
         if quantized:
             vectors_NV, scales_N = quantize(vectors_NV)
+        attributes_NA = live.attributes_SA
+        if len(attributes_NA):
+            attributes_NA = attributes_NA[slots_N][:, live.columns]
         view = IndexView(
             nodes=live.nodes,
             starts_P=np.cumsum(live.sizes_P) - live.sizes_P,
@@ -59,6 +62,8 @@ class Snapshot:
             run=live.run,
             centres_P=centres_P,
             lifts_P=lifts_P,
+            attributes_SA=attributes_NA,
+            columns=np.arange(len(live.columns)),
         )
         return cls(version, view)
 

@@ -19,6 +19,9 @@ class Sweep:
 
     def __init__(self) -> None:
         self.filling = False
+        """In a round before whose end leaves say nothing yet."""
+        self.remapping = False
+        """In a round that maps every item anew, since all nodes moved."""
         self._next_row = 1
         self._fill_until = 0
         self._moved_before = self._trained_before = 0
@@ -27,6 +30,21 @@ class Sweep:
     def fill(self, items: Items) -> None:
         """Begin a round that gives every item of now its first leaf."""
         self.filling, self._next_row, self._fill_until = True, 1, items.ids.num_rows
+
+    def remap(self, items: Items, leaves_hold: bool) -> None:
+        """Begin a round that maps every item of now anew.
+
+        Args:
+            items: all of them.
+            leaves_hold: whether searches may go through the old leaves meanwhile.
+        """
+        self.remapping, self.filling = True, not leaves_hold
+        self._next_row, self._fill_until = 1, items.ids.num_rows
+
+    @property
+    def in_haste(self) -> bool:
+        """Whether this round is to end soon."""
+        return self.filling or self.remapping
 
     def take(self, count: int, items: Items, moved: int, trained: int) -> Int64s:
         """Live rows among the next ``count`` row numbers; ``moved`` and ``trained`` are running totals."""
@@ -40,11 +58,12 @@ class Sweep:
             self._next_row = until
             if until >= end:
                 self._end_round(len(items), moved, trained)
-        self.filling = self.filling and self._next_row < self._fill_until
+        goes_on = self._next_row < self._fill_until
+        self.filling, self.remapping = self.filling and goes_on, self.remapping and goes_on
         return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
 
     def _end_round(self, num_items: int, moved: int, trained: int) -> None:
-        self._next_row, self.filling = 1, False
+        self._next_row, self.filling, self.remapping = 1, False, False
         self._churn = (moved - self._moved_before) / max(num_items, 1)
         self._round_events = float(trained - self._trained_before)
         self._moved_before, self._trained_before = moved, trained
@@ -54,10 +73,11 @@ class Sweep:
         return {"index_churn": self._churn, "index_round_events": self._round_events}
 
     def state(self) -> Tensor:
-        counts = [self.filling, self._next_row, self._fill_until, self._moved_before, self._trained_before]
+        pace = self.filling + 2 * self.remapping
+        counts = [pace, self._next_row, self._fill_until, self._moved_before, self._trained_before]
         return torch.tensor([*map(float, counts), self._churn, self._round_events], dtype=torch.float64)
 
     def load(self, state: Tensor) -> None:
-        filling, *counts, self._churn, self._round_events = state.tolist()
-        self.filling = bool(filling)
+        pace, *counts, self._churn, self._round_events = state.tolist()
+        self.filling, self.remapping = bool(int(pace) & 1), bool(int(pace) & 2)
         self._next_row, self._fill_until, self._moved_before, self._trained_before = map(int, counts)

@@ -28,6 +28,7 @@ from index_refresh.refresher import RefreshConfig
 from pipeline.config_layers import PREFIX, WELL_KNOWN, checked, merge_settings, merged_layers, read_yaml
 from pipeline.daemon_config import CadenceConfig
 from pipeline.http import HttpConfig
+from trainers.interactions import Interaction
 from trainers.retention import RetentionConfig
 from trainers.trainer import TrainerConfig
 
@@ -64,6 +65,11 @@ class Settings(BaseModel):
     events: EventSchema = Field(default_factory=EventSchema)
     items: EntitySchema = Field(default_factory=lambda: EntitySchema(kind=EntityKind.ITEM))
     users: EntitySchema = Field(default_factory=lambda: EntitySchema(kind=EntityKind.USER))
+    interactions: tuple[Interaction, ...] = Field(
+        (),
+        description="Pairs of something of the user and something of the item whose matches the networks "
+        "see, such as `{user: history, item: brand}`",
+    )
     breaker: BreakerConfig = Field(default_factory=BreakerConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     refresh: RefreshConfig = Field(default_factory=RefreshConfig)
@@ -117,6 +123,7 @@ class Settings(BaseModel):
             item_features=self.items.features,
             user_features=self.users.features,
             context_features=self.events.context,
+            interactions=self.interactions,
         )
 
     def masked(self) -> dict[str, Any]:

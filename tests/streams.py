@@ -23,6 +23,7 @@ from index_refresh.refresher import RefreshConfig
 from index_refresh.repair import RepairConfig
 from trainers.codebook import CodebookConfig
 from trainers.hsnn import HSNNConfig
+from trainers.interactions import Interaction
 from trainers.towers import TowerConfig
 from trainers.trainer import FeatureSets, OnlineTrainer, TrainerConfig
 
@@ -66,7 +67,20 @@ LEARNER = LearnerConfig(
 # Learns the two groups within a hundred steps, where the defaults need two hundred.
 QUICK = TRAINER.model_copy(update={"learning_rate": 0.01, "embedding_learning_rate": 0.3})
 FEATURED = LEARNER.model_copy(
-    update={"item_features": (COLOUR, PRICE, TAGS), "user_features": (DEVICE,), "context_features": (DEVICE,)}
+    update={
+        "item_features": (COLOUR, PRICE, TAGS),
+        "user_features": (DEVICE,),
+        "context_features": (DEVICE,),
+        "interactions": tuple(
+            Interaction(user=user, item=item)
+            for user, item in [
+                ("history", c.ITEM_ID),
+                ("history", COLOUR.name),
+                ("history", TAGS.name),
+                (DEVICE.name, COLOUR.name),
+            ]
+        ),
+    }
 )
 
 

@@ -85,15 +85,44 @@ class FeatureTable:
         Raises:
             KeyError: there is no such feature.
         """
-        names = [feature.name for feature in self.spec.valued]
-        if feature_name not in names:
-            raise KeyError(feature_name)
-        place = names.index(feature_name)
-        feature, width = self.spec.valued[place], self.spec.widths[place]
-        start = sum(self.spec.widths[:place])
-        wanted = self._rows_of(feature, _flat_values(feature, values, width)[0], learn=False)
-        carried = np.isin(slots_NS[:, start : start + width].numpy(), wanted[wanted > 0])
+        start, until = self.slots_of(feature_name)
+        feature = self.spec.valued[self._place(feature_name)]
+        wanted = self._rows_of(feature, _flat_values(feature, values, until - start)[0], learn=False)
+        carried = np.isin(slots_NS[:, start:until].numpy(), wanted[wanted > 0])
         return np.asarray(carried.any(axis=1))
+
+    def has_values(self, name: str) -> bool:
+        """Whether there is such a feature and it is no number."""
+        return any(feature.name == name for feature in self.spec.valued)
+
+    def slots_of(self, name: str) -> tuple[int, int]:
+        """First and last-but-one column of a feature in the slots. Raises ``KeyError`` as ``carry_any``."""
+        place = self._place(name)
+        start = sum(self.spec.widths[:place])
+        return start, start + self.spec.widths[place]
+
+    def is_folded(self, name: str) -> bool:
+        """Whether the feature's values are folded, and so equal only those of another folded one."""
+        return self.spec.valued[self._place(name)].kind is not FeatureKind.CATEGORICAL
+
+    def values_of(self, name: str, slots: npt.NDArray[np.integer]) -> Int64s:
+        """The values that slots of a feature stand for; 0 where there is none."""
+        values = self.ids.ids_of(slots.astype(np.int64).ravel()) ^ np.int64(self._salts[name])
+        return np.where(slots > 0, values.reshape(slots.shape), 0)
+
+    def rows_of_values(self, name: str, values: Int64s) -> Int64s:
+        """Rows of values (0 = none) as a feature reads them, in the shape of ``values``; 0 where the feature
+        never had the value."""
+        feature = self.spec.valued[self._place(name)]
+        read = values % TOKEN_BUCKETS if self.is_folded(name) else values
+        rows = self._rows_of(feature, read.ravel(), learn=False).reshape(values.shape)
+        return np.where(values != 0, rows, 0)
+
+    def _place(self, name: str) -> int:
+        names = [feature.name for feature in self.spec.valued]
+        if name not in names:
+            raise KeyError(name)
+        return names.index(name)
 
     def _rows_of(self, feature: Feature, values: Int64s, learn: bool) -> Int64s:
         keys = values ^ np.int64(self._salts[feature.name])

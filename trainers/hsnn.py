@@ -1,7 +1,7 @@
 """HSNN: a MoNN a level of nodes and a MoNN over items, ensembled, on one learnt codebook (HSNN section 3).
 
 Shapes: B users, C items, K nodes of a level, E item embeddings, D width of each, V = E * D an item's flat
-vector, F tower inputs, L popularity half-lives, Q queries of a folded user.
+vector, F tower inputs, L popularity half-lives, Q queries of a folded user, X interaction features of a pair.
 
 Where the paper scores a user against the pseudo item (the affinity-weighted mean of the nodes), the first
 level takes the affinity-weighted mean of the user's node *scores*. Both agree when assignment is hard; ours
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.codebook import Codebook, CodebookConfig
+from trainers.interactions import Interests
 from trainers.monn import MoNN, UserQueries
 from trainers.towers import TowerConfig, TowerNetwork
 
@@ -60,17 +61,29 @@ class UserSide:
     item: UserQueries
     nodes: tuple[UserQueries, ...]
     """Coarsest level first."""
+    interests: Interests | None = None
+    """What the users look for; None where no interactions are declared."""
+    features_BXK: Tensor | None = None
+    """Interaction features of the users with the nodes of the first level."""
 
     def select(self, rows: Tensor | slice) -> UserSide:
-        return UserSide(self.item.select(rows), tuple(queries.select(rows) for queries in self.nodes))
+        return UserSide(
+            self.item.select(rows),
+            tuple(queries.select(rows) for queries in self.nodes),
+            None if self.interests is None else self.interests.select(rows),
+            None if self.features_BXK is None else self.features_BXK[rows],
+        )
 
 
 class NodeLevel(nn.Module):
     """MoNN of one level of nodes. The user's side comes from the tower, the nodes' from the codebook."""
 
-    def __init__(self, config: HSNNConfig, user_dim: int, num_nodes: int, has_parent: bool) -> None:
+    def __init__(
+        self, config: HSNNConfig, user_dim: int, num_nodes: int, has_parent: bool, num_features: int
+    ) -> None:
         super().__init__()
-        self.monn = MoNN(config.node_user_tower, user_dim, 1, config.dim, config.node_overarch_hidden)
+        hidden = config.node_overarch_hidden
+        self.monn = MoNN(config.node_user_tower, user_dim, 1, config.dim, hidden, num_features)
         self.tower = nn.Linear(config.dim, config.dim, bias=False)
         self.bias_K = nn.Parameter(torch.zeros(num_nodes))
         self.popularity = nn.Parameter(torch.ones(1))
@@ -88,7 +101,14 @@ class HSNN(nn.Module):
 
     mean_item_V: Tensor
 
-    def __init__(self, config: HSNNConfig, user_dim: int, item_dim: int, num_half_lives: int) -> None:
+    def __init__(
+        self,
+        config: HSNNConfig,
+        user_dim: int,
+        item_dim: int,
+        num_half_lives: int,
+        num_features: int = 0,
+    ) -> None:
         super().__init__()
         self.config = config
         embeddings = config.item_tower.num_embeddings
@@ -96,11 +116,13 @@ class HSNN(nn.Module):
         self.item_tower = TowerNetwork(config.item_tower, item_dim, config.dim)
         self.item_bias = nn.Linear(item_dim, 1)
         self.popularity_L = nn.Parameter(torch.full((num_half_lives,), 1.0 / num_half_lives))
-        self.item_level = MoNN(config.user_tower, user_dim, embeddings, config.dim, config.overarch_hidden)
+        hidden = config.overarch_hidden
+        self.item_level = MoNN(config.user_tower, user_dim, embeddings, config.dim, hidden, num_features)
         self.index_projection = nn.Linear(self.vector_dim, config.dim, bias=False)
         self.codebook = Codebook(config.codebook, config.dim)
         self.node_levels = nn.ModuleList(
-            NodeLevel(config, user_dim, count, has_parent=level > 0)
+            # Coarse nodes have features of their own; deeper ones are told apart by where they lie.
+            NodeLevel(config, user_dim, count, level > 0, 0 if level else num_features)
             for level, count in enumerate(config.codebook.nodes)
         )
         self.ensemble_weight = nn.Parameter(torch.zeros(1))
@@ -109,10 +131,17 @@ class HSNN(nn.Module):
         nn.init.zeros_(self.item_bias.weight)
         nn.init.zeros_(self.item_bias.bias)
         nn.init.orthogonal_(self.index_projection.weight)
+        self.index_projection.requires_grad_(config.codebook.is_joint)
 
-    def user_side(self, user_BF: Tensor) -> UserSide:
-        nodes = tuple(self.node_level(level).monn.user_queries(user_BF) for level in range(self.num_levels))
-        return UserSide(self.item_level.user_queries(user_BF), nodes)
+    def user_side(
+        self, user_BF: Tensor, interests: Interests | None = None, features_BXK: Tensor | None = None
+    ) -> UserSide:
+        """Users as tower inputs, with what they look for and its matches with nodes."""
+        # Learnt apart, the nodes' networks read what users and items share and shape none of it.
+        apart = self.config.codebook.learning == "separate"
+        node_BF = user_BF.detach() if apart else user_BF
+        nodes = tuple(self.node_level(level).monn.user_queries(node_BF) for level in range(self.num_levels))
+        return UserSide(self.item_level.user_queries(user_BF), nodes, interests, features_BXK)
 
     @property
     def num_levels(self) -> int:
@@ -156,9 +185,9 @@ class HSNN(nn.Module):
         """Bias of each node of a level, by path."""
         return self.node_level(level).bias(self.codebook.log_density(level))
 
-    def node_logits(self, users: UserQueries) -> Tensor:
+    def node_logits(self, users: UserSide) -> Tensor:
         """Logits [B, K] of the first level."""
-        return users.score(self.node_vectors(0)) + self.node_bias(0)
+        return users.nodes[0].score(self.node_vectors(0), users.features_BXK) + self.node_bias(0)
 
     def ensemble(self, item_logits: Tensor, node_logits_of_items: Tensor) -> Tensor:
         """The items' level adds to the logit of the last level of nodes (HSNN section 3, ensemble layer)."""

@@ -17,6 +17,8 @@ from consumers.schema import Feature
 from trainers.embedding import StepRows
 from trainers.entities import BORN, LAST_SEEN, NEVER, NUMBERS, SLOTS, VECTOR, Items, Users, event_hours
 from trainers.features import FeatureTable, Int64s
+from trainers.interactions import Interaction
+from trainers.pooling import weighted_means
 
 # Numbers that every item tower reads besides declared features: age, idle time, ever seen.
 ITEM_CLOCKS = 3
@@ -32,6 +34,8 @@ class FeatureSets:
     item: tuple[Feature, ...] = ()
     user: tuple[Feature, ...] = ()
     context: tuple[Feature, ...] = ()
+    interactions: tuple[Interaction, ...] = ()
+    """Pairs of what users and items have in common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +105,15 @@ class TowerInputs:
         ids = StepRows(self.users.rows, self.users.embedding_rows(request.rows_B, self._admit_users_after))
         present_BN = (request.history_BN != 0).float()
         recency_BN = present_BN * torch.exp2(-torch.arange(request.history_BN.shape[1]) / 3.0)
-        flat_BND = item_rows.leaf_ND[history_index_BN]
-        vectors_BNV = self.items.rows[VECTOR][request.history_BN]
         declared, declared_rows = self.users.features.inputs(
             self.users.rows[SLOTS][request.rows_B], self.users.rows[NUMBERS][request.rows_B]
         )
         context, context_rows = self.context.inputs(request.context_slots, request.context_numbers)
         parts = [
             ids.leaf_ND[ids.indices[0]],
-            _weighted_mean(flat_BND, present_BN),
-            _weighted_mean(flat_BND, recency_BN),
-            _weighted_mean(vectors_BNV, recency_BN),
+            weighted_means(item_rows.leaf_ND, history_index_BN, present_BN),
+            weighted_means(item_rows.leaf_ND, history_index_BN, recency_BN),
+            weighted_means(self.items.rows[VECTOR], request.history_BN, recency_BN),
             declared,
             context,
             event_hours(request.time_ms_B),
@@ -140,8 +142,3 @@ class TowerInputs:
         hours = torch.log1p(ages.clamp_min(0) / MS_PER_HOUR) * 0.2
         known_C = (rows[BORN][rows_C] != NEVER) | (rows_C == 0)
         return torch.cat([hours, known_C.float().unsqueeze(1)], dim=1)
-
-
-def _weighted_mean(values_BND: Tensor, weights_BN: Tensor) -> Tensor:
-    total_B1 = weights_BN.sum(1, keepdim=True).clamp_min(1e-6)
-    return torch.bmm((weights_BN / total_B1).unsqueeze(1), values_BND).squeeze(1)

@@ -1,11 +1,17 @@
 """MoNN: towers and an OverArch over all pairwise dot products (HSNN section 2, figure 1).
 
 Shapes: B users, C candidates (items or nodes), U user embeddings, I candidate embeddings, D width of each,
-V = I * D (a candidate's flat vector), H hidden units of the OverArch, Q = 1 + H queries.
+V = I * D (a candidate's flat vector), X interaction features of a pair, H hidden units of the OverArch,
+Q = 1 + H queries.
 
 The OverArch's first layer is linear in the dot products, and each dot product is linear in the candidate.
 So the layer folds exactly into the user side: instead of U * I dot products and a matrix product per pair,
 a pair costs Q dot products with precomputed query vectors. Training and search use the same fold.
+
+The interaction tower puts out one embedding a pair, linear in the pair's interaction features; its dot
+products with the user's embeddings enter the OverArch beside the others. Being linear it folds too: a pair
+costs Q numbers for each feature that is not zero, and few are not. What is not linear in a feature, the
+hidden units make.
 """
 
 from __future__ import annotations
@@ -13,34 +19,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from trainers.folding import folded_queries
+from trainers.pair_scores import gated_scores
 from trainers.towers import TowerConfig, TowerNetwork
 
 
 class UserQueries:
     """A user as the OverArch folds it: everything that a candidate has to be multiplied with."""
 
-    __slots__ = ("gates_BH", "offsets_H", "queries_BQV")
+    __slots__ = ("crosses_BQX", "gates_BH", "offsets_H", "queries_BQV")
 
-    def __init__(self, queries_BQV: Tensor, gates_BH: Tensor, offsets_H: Tensor) -> None:
+    def __init__(
+        self, queries_BQV: Tensor, gates_BH: Tensor, offsets_H: Tensor, crosses_BQX: Tensor | None = None
+    ) -> None:
         self.queries_BQV = queries_BQV
         self.gates_BH = gates_BH
         self.offsets_H = offsets_H
+        self.crosses_BQX = crosses_BQX
+        """What an interaction feature adds to each product; None where the model has none."""
 
-    def score(self, candidates_CV: Tensor) -> Tensor:
-        """Logits of every user with every candidate, [B, C], without the candidates' own bias."""
-        linear_BC = self.queries_BQV[:, 0] @ candidates_CV.T
-        hidden_BHC = torch.matmul(self.queries_BQV[:, 1:], candidates_CV.T) + self.offsets_H[:, None]
-        return linear_BC + (hidden_BHC.relu() * self.gates_BH[:, :, None]).sum(1)
+    def score(self, candidates_CV: Tensor, features_BXC: Tensor | None = None) -> Tensor:
+        """Logits of every user with every candidate, [B, C], without the candidates' own bias.
 
-    def score_pairs(self, candidates_BCV: Tensor) -> Tensor:
+        Args:
+            candidates_CV: the candidates, the same for all users.
+            features_BXC: interaction features of the pairs; all zero where left out.
+        """
+        return self._gated(self.queries_BQV @ candidates_CV.T, features_BXC)
+
+    def score_pairs(self, candidates_BCV: Tensor, features_BXC: Tensor | None = None) -> Tensor:
         """Logits of every user with candidates of its own, [B, C]."""
-        products_BQC = torch.matmul(self.queries_BQV, candidates_BCV.transpose(1, 2))
-        hidden_BHC = products_BQC[:, 1:] + self.offsets_H[:, None]
-        return products_BQC[:, 0] + (hidden_BHC.relu() * self.gates_BH[:, :, None]).sum(1)
+        return self._gated(self.queries_BQV @ candidates_BCV.transpose(1, 2), features_BXC)
+
+    def _gated(self, products_BQC: Tensor, features_BXC: Tensor | None) -> Tensor:
+        if features_BXC is not None and self.crosses_BQX is not None:
+            products_BQC = products_BQC + self.crosses_BQX @ features_BXC
+        return gated_scores(products_BQC, self.gates_BH, self.offsets_H)
 
     def select(self, rows: Tensor | slice) -> UserQueries:
         """The queries of some of the users."""
-        return UserQueries(self.queries_BQV[rows], self.gates_BH[rows], self.offsets_H)
+        crosses = None if self.crosses_BQX is None else self.crosses_BQX[rows]
+        return UserQueries(self.queries_BQV[rows], self.gates_BH[rows], self.offsets_H, crosses)
 
 
 class OverArch(nn.Module):
@@ -50,7 +69,9 @@ class OverArch(nn.Module):
     as a Two Tower model and can leave it only for something better.
     """
 
-    def __init__(self, num_user: int, num_candidate: int, dim: int, hidden: int) -> None:
+    def __init__(
+        self, num_user: int, num_candidate: int, dim: int, hidden: int, num_features: int = 0
+    ) -> None:
         super().__init__()
         products = num_user * num_candidate
         self.linear_UI = nn.Parameter(torch.full((num_user, num_candidate), products**-0.5))
@@ -59,23 +80,52 @@ class OverArch(nn.Module):
         self.gates = nn.Linear(num_user * dim, hidden)
         nn.init.zeros_(self.gates.weight)
         nn.init.zeros_(self.gates.bias)
+        self.interaction = InteractionTower(num_features, num_user, dim, 1 + hidden) if num_features else None
 
     def fold(self, user_BUD: Tensor) -> UserQueries:
         mix_QUI = torch.cat([self.linear_UI.unsqueeze(0), self.hidden_HUI])
-        queries_BQID = torch.einsum("bud,qui->bqid", user_BUD, mix_QUI)
+        queries_BQID = folded_queries(user_BUD, mix_QUI)
         gates_BH = self.gates(user_BUD.flatten(1))
-        return UserQueries(queries_BQID.flatten(2), gates_BH, self.offsets_H)
+        crosses = None if self.interaction is None else self.interaction(user_BUD)
+        return UserQueries(queries_BQID.flatten(2), gates_BH, self.offsets_H, crosses)
+
+
+class InteractionTower(nn.Module):
+    """What each interaction feature of a pair adds to each product of the OverArch, by user: [B, Q, X].
+
+    The embedding of a pair is a sum over its features; its products with the user's embeddings tell how much
+    a match means to this user, and the constant part what it means to everybody. Starts at nothing on the
+    linear path, as the OverArch itself starts as a Two Tower.
+    """
+
+    def __init__(self, num_features: int, num_user: int, dim: int, num_queries: int) -> None:
+        super().__init__()
+        self.embeddings_XD = nn.Parameter(torch.randn(num_features, dim) * dim**-0.5)
+        self.mix_QU = nn.Parameter(torch.randn(num_queries, num_user) * num_user**-0.5)
+        self.common_QX = nn.Parameter(torch.zeros(num_queries, num_features))
+        with torch.no_grad():
+            self.mix_QU[0] = 0.0
+
+    def forward(self, user_BUD: Tensor) -> Tensor:
+        mixed_BQD = torch.einsum("bud,qu->bqd", user_BUD, self.mix_QU)
+        return self.common_QX + mixed_BQD @ self.embeddings_XD.T
 
 
 class MoNN(nn.Module):
     """User tower and OverArch of one level; the candidates' vectors come from outside (items or nodes)."""
 
     def __init__(
-        self, user: TowerConfig, user_dim: int, num_candidate: int, dim: int, overarch_hidden: int
+        self,
+        user: TowerConfig,
+        user_dim: int,
+        num_candidate: int,
+        dim: int,
+        overarch_hidden: int,
+        num_features: int = 0,
     ) -> None:
         super().__init__()
         self.user_tower = TowerNetwork(user, user_dim, dim)
-        self.overarch = OverArch(user.num_embeddings, num_candidate, dim, overarch_hidden)
+        self.overarch = OverArch(user.num_embeddings, num_candidate, dim, overarch_hidden, num_features)
 
     def user_queries(self, user_BF: Tensor) -> UserQueries:
         return self.overarch.fold(self.user_tower(user_BF))

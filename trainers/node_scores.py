@@ -16,7 +16,7 @@ class NodeScores:
 
     def __init__(self, model: HSNN, users: UserSide, assignments: list[LevelAssignment]) -> None:
         self._model, self._users, self._assignments = model, users, assignments
-        self._first_BK = model.node_logits(users.nodes[0])
+        self._first_BK = model.node_logits(users)
         self._nodes_CD: list[Tensor | None] = [
             model.node_level(level).tower(assignment.pseudo_CD) if level else None
             for level, assignment in enumerate(assignments)

@@ -1,6 +1,7 @@
 """One training step: gather, forward, backward, update.
 
-Shapes: B events, P positive events, C candidates, N drawn ones among them, D width, F tower input.
+Shapes: B events, P positive events, C candidates, N drawn ones among them, D width, F tower input, V item
+vector, X interaction features of a pair.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from trainers.hsnn import ItemSide, UserSide
 from trainers.inputs import UserRequest
 from trainers.losses import other_positives, pointwise, sampled_softmax
 from trainers.node_scores import NodeScores
+from trainers.reservoir import ITEM, LABEL, WEIGHT, Columns, columns_of, request_of, with_replayed
 
 if TYPE_CHECKING:
     from trainers.trainer import OnlineTrainer
@@ -34,6 +36,7 @@ class StepReport:
     num_events: int
     num_positive: int
     item_loss: float
+    """Of all events that the step learnt, replayed ones included."""
     node_loss: float
     touched_rows: Int64s
     """Item rows of the batch's events."""
@@ -57,6 +60,17 @@ class Events:
     def __len__(self) -> int:
         return len(self.item_rows_B)
 
+    @property
+    def columns(self) -> Columns:
+        return columns_of(self.request, self.item_rows_B, self.label_B, self.weight_B)
+
+    def followed_by(self, replayed: Columns | None) -> Events:
+        """These events, and behind them others that are learnt again."""
+        if replayed is None:
+            return self
+        both = with_replayed(self.columns, replayed)
+        return Events(request_of(both), both[ITEM], both[LABEL], both[WEIGHT], self.new_item_rows)
+
     @classmethod
     def read(cls, table: pa.RecordBatch, trainer: OnlineTrainer) -> Events:
         times = table.column(c.EVENT_TIME).to_numpy()
@@ -73,15 +87,24 @@ class Events:
 
 
 class TrainingStep:
-    """One training step: gather, forward, backward, update."""
+    """One training step: gather, forward, backward, update.
 
-    def __init__(self, trainer: OnlineTrainer, events: Events) -> None:
-        self.trainer, self.events = trainer, events
+    ``own`` are the events of the batch; ``events`` are all that the step learns, replayed ones behind them.
+    """
+
+    def __init__(self, trainer: OnlineTrainer, own: Events) -> None:
+        self.trainer, self.own = trainer, own
+        events = own.followed_by(trainer.reservoir.draw(len(own), trainer.generator))
+        self.events = events
         drawn = trainer.sample_live_items(trainer.config.uniform_negatives)
         self.candidates_C, inverse = torch.unique(torch.cat([events.item_rows_B, drawn]), return_inverse=True)
         self.item_of_event_B = inverse[: len(events)]
         self.drawn_index = inverse[len(events) :]
         self.positive_P = torch.nonzero(events.label_B > 0).squeeze(1)
+        self.matches_BXC: Tensor | None = None
+        """Interaction features of the events' users with the candidates; None where none are declared."""
+        self.drawn: list[LevelAssignment] = []
+        """Assignments of the drawn items, once the codebook has started."""
 
     def run(self) -> StepReport:
         users, items, embedded = self._forward_towers()
@@ -95,17 +118,25 @@ class TrainingStep:
         trainer.optimizer.step()
         for rows in embedded:
             rows.apply_adagrad(trainer.config.embedding_learning_rate)
+        self._follow()
         return StepReport(
             step=trainer.step,
-            num_events=len(self.events),
-            num_positive=len(self.positive_P),
+            num_events=len(self.own),
+            num_positive=int((self.own.label_B > 0).sum()),
             item_loss=item_loss.item(),
             node_loss=node_loss.item(),
-            touched_rows=np.unique(self.events.item_rows_B.numpy()),
-            new_rows=self.events.new_item_rows,
-            click_logits=None if click_logits is None else click_logits.detach(),
-            labels=self.events.label_B,
+            touched_rows=np.unique(self.own.item_rows_B.numpy()),
+            new_rows=self.own.new_item_rows,
+            click_logits=self._reported(click_logits),
+            labels=self.own.label_B,
         )
+
+    def _reported(self, click_logits_B: Tensor | None) -> Tensor | None:
+        """Predictions of the own events: what is replayed was learnt before, and proves nothing."""
+        num_positive = int((self.own.label_B > 0).sum())
+        if click_logits_B is None or not 0 < num_positive < len(self.own):
+            return None
+        return click_logits_B[: len(self.own)].detach()
 
     def _forward_towers(self) -> tuple[UserSide, ItemSide, list[StepRows]]:
         trainer = self.trainer
@@ -119,7 +150,8 @@ class TrainingStep:
         item_inputs, log_share, value_rows = trainer.inputs.of_items(
             self.candidates_C, item_rows, candidate_index, trainer.watermark_ms
         )
-        users = trainer.model.user_side(user_inputs)
+        users = trainer.model.user_side(user_inputs, *trainer.look_for(self.events.request))
+        self.matches_BXC = trainer.matches(users.interests, self.candidates_C)
         items = trainer.model.item_side(item_inputs, log_share)
         return users, items, [item_rows, *user_rows, *value_rows]
 
@@ -144,8 +176,9 @@ class TrainingStep:
         trainer.model.observe_items(items.vectors_CV[self.drawn_index])
         assignments = codebook.soft_assignment(z_CD, trainer.step)
         # All act on uniformly drawn items: weighted by events, rare ones would pile up.
-        drawn = [assignment.select(self.drawn_index) for assignment in assignments]
-        regularizers = self._regularizers(z_CD[self.drawn_index], drawn)
+        self.drawn = [assignment.select(self.drawn_index) for assignment in assignments]
+        regularizers = self._regularizers(z_CD[self.drawn_index], self.drawn)
+        codebook.observe_assignments(self.drawn)
         return NodeScores(trainer.model, users, assignments), regularizers
 
     def _regularizers(self, z_ND: Tensor, drawn: list[LevelAssignment]) -> Tensor:
@@ -158,6 +191,14 @@ class TrainingStep:
             codebook.observe_residuals(level, assignment.residual_CD)
         return loss
 
+    def _follow(self) -> None:
+        """Let codes that are averages follow the drawn items. Not earlier: the gradient's way back leads over
+        the codes as they were."""
+        codebook, items = self.trainer.model.codebook, self.trainer.items
+        if self.drawn and codebook.average is not None:
+            share_N = items.met.log_share(self.candidates_C[self.drawn_index])[:, -2:].mean(1).exp()
+            codebook.follow(self.drawn, 1.0 / (share_N * max(len(items), 1)))
+
     def _softmax(self, users: UserSide, items: ItemSide, scores: NodeScores | None) -> tuple[Tensor, Tensor]:
         """Loss of the items' level, and the sum over the levels of nodes."""
         positive = self.positive_P
@@ -166,7 +207,8 @@ class TrainingStep:
         target_P = self.item_of_event_B[positive]
         masked_PC = other_positives(self.events.request.rows_B[positive], target_P, len(self.candidates_C))
         weight_P, log_q_C = self.events.weight_B[positive], self._log_q()
-        logits_PC = users.item.select(positive).score(items.vectors_CV) + items.bias_C
+        matches = None if self.matches_BXC is None else self.matches_BXC[positive]
+        logits_PC = users.item.select(positive).score(items.vectors_CV, matches) + items.bias_C
         if scores is None:
             return sampled_softmax(logits_PC, target_P, log_q_C, masked_PC, weight_P), torch.zeros(())
         levels = scores.of_all(positive)
@@ -181,7 +223,8 @@ class TrainingStep:
         """Calibrated click logits [B] of the events' own items, and the pointwise loss over all levels."""
         model, config, events = self.trainer.model, self.trainer.config, self.events
         own = self.item_of_event_B
-        logits_B = users.item.score_pairs(items.vectors_CV[own].unsqueeze(1)).squeeze(1) + items.bias_C[own]
+        pairs_B1V, matches = items.vectors_CV[own].unsqueeze(1), own_matches(self.matches_BXC, own)
+        logits_B = users.item.score_pairs(pairs_B1V, matches).squeeze(1) + items.bias_C[own]
         node_loss = torch.zeros(())
         if scores is not None:
             node_B = scores.of_own(own)
@@ -202,9 +245,21 @@ class TrainingStep:
         return codebook.config.index_weight * codebook.progress(self.trainer.step)
 
     def _log_q(self) -> Tensor:
-        """Log of how often each candidate is expected in a sample, [C]: as an event's item or drawn."""
-        items, num_events = self.trainer.items, len(self.events)
+        """Log of how often each candidate is expected in a sample, [C]: as the item of an event, of the
+        stream or replayed, or drawn."""
+        items, num_own = self.trainer.items, len(self.own)
         share_C = items.met.log_share(self.candidates_C)[:, -2:].mean(1).exp()
-        as_event = -torch.expm1(num_events * torch.log1p(-share_C.clamp_max(0.999)))
+        absent_C = num_own * torch.log1p(-share_C.clamp_max(0.999))
+        absent_C = absent_C + self.trainer.reservoir.log_absence(
+            self.candidates_C, len(self.events) - num_own
+        )
+        as_event = -torch.expm1(absent_C)
         as_drawn = self.trainer.config.uniform_negatives / max(len(items), 1)
         return torch.log((as_event + as_drawn).clamp(1e-9, 1.0))
+
+
+def own_matches(matches_BXC: Tensor | None, own_B: Tensor) -> Tensor | None:
+    """Of the interaction features of all pairs, those of each event with its own item, [B, X, 1]."""
+    if matches_BXC is None:
+        return None
+    return matches_BXC[torch.arange(len(own_B)), :, own_B].unsqueeze(2)

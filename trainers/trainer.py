@@ -15,16 +15,21 @@ from torch import Tensor
 
 from consumers import columns as c
 from consumers.batch import EntityBatch, EntityKind, EventBatch
+from trainers.codebook import fitting_modes
 from trainers.embedding import StepRows
 from trainers.entities import BIAS, BORN, NEVER, VECTOR, Items, Table, Users
 from trainers.features import FeatureTable, Int64s
 from trainers.hsnn import HSNN, HSNNConfig, ItemSide, UserSide
 from trainers.inputs import FeatureSets, TowerInputs, UserRequest
+from trainers.interactions import InteractionReader, Interests, InvertedIndex
+from trainers.node_attributes import NodeAttributes
+from trainers.reservoir import ReplayConfig, Reservoir
 from trainers.step import Events, StepReport, TrainingStep
 from trainers.towers import seeded
 
 # How much faster than the networks the calibration may learn: it must follow the click rate at once.
 CALIBRATION_SPEED = 20.0
+REPLAY = "replay"
 ADAM_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 __all__ = ["FeatureSets", "OnlineTrainer", "StepReport", "TrainerConfig", "UserRequest"]
@@ -48,6 +53,10 @@ class TrainerConfig(BaseModel):
     popularity_half_lives: tuple[float, ...] = Field(
         (5_000.0, 50_000.0, 500_000.0), description="Half-lives of decayed popularity, in events"
     )
+    node_members: int = Field(
+        16, ge=1, description="Most popular items of a node whose values are the node's, for interactions"
+    )
+    replay: ReplayConfig = Field(ReplayConfig())
     pointwise_weight: float = Field(1.0, ge=0, description="Weight of the click loss where a log has labels")
     model: HSNNConfig = Field(HSNNConfig())
 
@@ -64,13 +73,24 @@ class OnlineTrainer:
         halves = config.popularity_half_lives
         vector_dim = config.model.item_tower.num_embeddings * config.model.dim
         self.items = Items(features.item, config.embedding_dim, config.value_dim, vector_dim, halves)
-        self.users = Users(features.user, config.embedding_dim, config.value_dim, config.history_length)
+        self.users = Users(
+            features.user, config.embedding_dim, config.value_dim, config.history_length, self.items
+        )
         self.context = FeatureTable(features.context, config.value_dim)
         self.inputs = TowerInputs(
             self.items, self.users, self.context, config.admit_items_after, config.admit_users_after
         )
+        self.interactions = InteractionReader(
+            features.interactions, self.items, self.users, self.context, config.history_length
+        )
+        codebook = config.model.codebook
+        leaves_a_node = codebook.num_leaves // codebook.nodes[0]
+        self.node_attributes = NodeAttributes(
+            self.interactions, codebook.nodes[0], leaves_a_node, config.node_members
+        )
         self.model = self._seeded_model(vector_dim)
         self.optimizer = self._adam()
+        self.reservoir = Reservoir(config.replay)
         self.step = 0
         self.events_trained = 0
         self.watermark_ms = 0
@@ -81,7 +101,7 @@ class OnlineTrainer:
         item_dim = self.inputs.item_dim(config.embedding_dim, config.value_dim, halves)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            return HSNN(config.model, user_dim, item_dim, halves)
+            return HSNN(config.model, user_dim, item_dim, halves, self.interactions.num_features)
 
     def _adam(self) -> torch.optim.Adam:
         """Adam; the few numbers of the calibration may run ahead, since nothing else depends on them."""
@@ -92,7 +112,7 @@ class OnlineTrainer:
             {"params": rest},
             {"params": calibration, "lr": CALIBRATION_SPEED * rate},
         ]
-        return torch.optim.Adam(groups, lr=rate, foreach=True)
+        return torch.optim.Adam(groups, lr=rate, fused=True)
 
     # -- catalogue -------------------------------------------------------------------------------------
 
@@ -101,7 +121,7 @@ class OnlineTrainer:
         nothing = np.empty(0, dtype=np.int64)
         if batch.kind is EntityKind.USER:
             self.users.upsert(c.USER_ID, batch.upserts, self.watermark_ms)
-            self.users.remove(batch.removed)
+            self.reservoir.forget_users(torch.from_numpy(self.users.remove(batch.removed)))
             return nothing, nothing
         self.items.names.update(batch.names)
         rows, _ = self.items.upsert(c.ITEM_ID, batch.upserts, self.watermark_ms)
@@ -111,7 +131,7 @@ class OnlineTrainer:
         """Forget items; the rows freed. Histories forget them too, since a row may be used again."""
         freed = self.items.remove(item_ids)
         if len(freed):
-            self.users.history.forget_items(torch.from_numpy(freed))
+            self.reservoir.forget_items(torch.from_numpy(freed))
         return freed
 
     # -- the two sides of a score ----------------------------------------------------------------------
@@ -125,7 +145,21 @@ class OnlineTrainer:
         """Folded users, for search and evaluation."""
         history_rows = StepRows(self.items.rows, self.inputs.item_embedding_rows(request.history_BN))
         inputs, _ = self.inputs.of_users(request, history_rows, history_rows.indices[0])
-        return self.model.user_side(inputs)
+        return self.model.user_side(inputs, *self.look_for(request))
+
+    def look_for(self, request: UserRequest) -> tuple[Interests | None, Tensor | None]:
+        """What users look for, and its matches with the nodes of the first level, [B, X, K]."""
+        if not len(self.interactions):
+            return None, None
+        interests = self.interactions.interests(request.rows_B, request.history_BN, request.context_slots)
+        return interests, self.node_attributes.features(interests)
+
+    def matches(self, interests: Interests | None, rows_C: Tensor) -> Tensor | None:
+        """Interaction features of every user with every one of some items, [B, X, C]."""
+        if interests is None:
+            return None
+        index = InvertedIndex(self.interactions.values(rows_C))
+        return index.features(interests, self.interactions.num_features)
 
     @torch.no_grad()
     def item_side(self, rows_C: Tensor) -> ItemSide:
@@ -169,8 +203,20 @@ class OnlineTrainer:
         self.watermark_ms = newest_ms
         self.items.saw(events.item_rows_B, self.watermark_ms)
         self.users.saw(events.request.rows_B, self.watermark_ms)
+        if self.config.replay.size:
+            self.reservoir.offer(events.columns, self.generator)
         self.step += 1
         self.events_trained += len(events)
+
+    @torch.no_grad()
+    def forget_node_biases(self) -> None:
+        """Nodes were put elsewhere, all of them: what was learnt by their numbers holds no longer."""
+        for level in range(self.model.num_levels):
+            bias_K = self.model.node_level(level).bias_K
+            bias_K.zero_()
+            for moment in self.optimizer.state.get(bias_K, {}).values():
+                if moment.dim() == 1:
+                    moment.zero_()
 
     def sample_live_items(self, count: int) -> Tensor:
         """Up to ``count`` uniformly drawn live item rows (repeats possible)."""
@@ -182,7 +228,9 @@ class OnlineTrainer:
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Everything the next step depends on, by part."""
         scalars = torch.tensor([self.step, self.events_trained, self.watermark_ms])
+        replay = {REPLAY: self.reservoir.state()} if self.config.replay.size else {}
         return {
+            **replay,
             "model": {k: v.detach() for k, v in self.model.state_dict().items()},
             "optimizer": self._optimizer_state(),
             "items": self.items.state(),
@@ -190,6 +238,7 @@ class OnlineTrainer:
             "trainer": {
                 "scalars": scalars,
                 "random": self.generator.get_state(),
+                **self.node_attributes.state(),
                 **self.context.state("context."),
             },
         }
@@ -201,8 +250,9 @@ class OnlineTrainer:
         return {f"{part}/{prefix}": table for part, held in by_part.items() for prefix, table in held.items()}
 
     def load(self, parts: dict[str, dict[str, Tensor]]) -> None:
-        self.model.load_state_dict(parts["model"])
+        self._load_model(parts["model"])
         self._load_optimizer(parts["optimizer"])
+        self.reservoir.load(parts.get(REPLAY, {}))
         self.items.load(parts["items"])
         self.users.load(parts["users"])
         self.context.load(parts["trainer"], "context.")
@@ -210,15 +260,19 @@ class OnlineTrainer:
 
     def load_whole(self, parts: dict[str, dict[str, Tensor]]) -> None:
         """Take over what is in no table: networks, clocks, scales of numbers."""
-        self.model.load_state_dict(parts["model"])
+        self._load_model(parts["model"])
         self.items.load_whole(parts["items"])
         self.users.load_whole(parts["users"])
         self.context.load_whole(parts["trainer"], "context.")
         self._load_scalars(parts["trainer"])
 
+    def _load_model(self, saved: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(fitting_modes(saved, self.model.state_dict()))
+
     def _load_scalars(self, saved: dict[str, Tensor]) -> None:
         self.generator.set_state(saved["random"])
         self.step, self.events_trained, self.watermark_ms = saved["scalars"].tolist()
+        self.node_attributes.load(saved)
 
     def _optimizer_state(self) -> dict[str, Tensor]:
         named = dict(self.model.named_parameters())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from index_refresh.assignment import CHUNKS_A_TASK, assign, path_distances
+from trainers.codebook import Codebook, CodebookConfig
 
 DIM = 5
 # Products are summed in another order than squared differences: two nodes this close may change places.
@@ -41,8 +42,24 @@ def step_distances(residual_D: Tensor, path: int, nodes_KD: Tensor, penalty_GK: 
     return distances
 
 
+def step_factors(path: int, num_nodes: int, factor_GK: Tensor | None) -> list[float]:
+    if factor_GK is None:
+        return [1.0] * num_nodes
+    return factor_GK[path if len(factor_GK) > 1 else 0].tolist()
+
+
+def draw_factors(nodes: Sequence[int], seed: int, kinds: Sequence[str]) -> list[Tensor | None]:
+    """As penalties are drawn, between 0.5 and 1."""
+    _, drawn = draw_levels(nodes, seed, kinds)
+    return [None if factor_GK is None else 0.5 + 0.5 * factor_GK.sigmoid() for factor_GK in drawn]
+
+
 def assert_nearest_on_every_level(
-    vector_D: Tensor, leaf: int, codebooks: Sequence[Tensor], penalties: Sequence[Tensor | None]
+    vector_D: Tensor,
+    leaf: int,
+    codebooks: Sequence[Tensor],
+    penalties: Sequence[Tensor | None],
+    factors: Sequence[Tensor | None] | None = None,
 ) -> None:
     """Walk down to ``leaf``: no node on the way may be farther than the nearest of its level."""
     digits = []
@@ -51,8 +68,13 @@ def assert_nearest_on_every_level(
         digits.append(digit)
     assert leaf == 0
     residual_D, path = vector_D, 0
-    for nodes_KD, penalty_GK, digit in zip(codebooks, penalties, reversed(digits), strict=True):
-        distances = step_distances(residual_D, path, nodes_KD, penalty_GK)
+    factors = factors or [None] * len(codebooks)
+    of_levels = zip(codebooks, penalties, factors, reversed(digits), strict=True)
+    for nodes_KD, penalty_GK, factor_GK, digit in of_levels:
+        plain = step_distances(residual_D, path, nodes_KD, None)
+        penalty = step_distances(residual_D, path, nodes_KD, penalty_GK)
+        bent = step_factors(path, len(nodes_KD), factor_GK)
+        distances = [f * d + (p - d) for f, d, p in zip(bent, plain, penalty, strict=True)]
         assert distances[digit] <= min(distances) + NEAR
         residual_D, path = residual_D - nodes_KD[digit], path * len(nodes_KD) + digit
 
@@ -69,11 +91,69 @@ def test_every_level_takes_the_node_that_a_naive_walk_takes(
 ) -> None:
     codebooks, penalties = draw_levels([k for k, _ in levels], seed, [kind for _, kind in levels])
     vectors_ND = torch.randn(count, DIM, generator=torch.Generator().manual_seed(seed + 1))
-    leaves_N = assign(vectors_ND, codebooks, penalties, chunk)
+    leaves_N = assign(vectors_ND, codebooks, penalties, chunk=chunk)
     assert leaves_N.dtype == torch.int64
     assert len(leaves_N) == count
     for vector_D, leaf in zip(vectors_ND, leaves_N.tolist(), strict=True):
         assert_nearest_on_every_level(vector_D, leaf, codebooks, penalties)
+
+
+KINDS = st.sampled_from(["parent", "all", "none"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    levels=st.lists(st.tuples(st.integers(1, 5), KINDS, KINDS), min_size=1, max_size=3),
+    count=st.integers(0, 12),
+    chunk=st.integers(1, 13),
+    seed=st.integers(0, 99),
+)
+def test_disturbed_distances_are_compared_as_a_naive_walk_compares_them(
+    levels: list[tuple[int, str, str]], count: int, chunk: int, seed: int
+) -> None:
+    nodes = [k for k, _, _ in levels]
+    codebooks, penalties = draw_levels(nodes, seed, [kind for _, kind, _ in levels])
+    factors = draw_factors(nodes, seed + 2, [kind for _, _, kind in levels])
+    vectors_ND = torch.randn(count, DIM, generator=torch.Generator().manual_seed(seed + 1))
+    leaves_N = assign(vectors_ND, codebooks, penalties, factors, chunk)
+    for vector_D, leaf in zip(vectors_ND, leaves_N.tolist(), strict=True):
+        assert_nearest_on_every_level(vector_D, leaf, codebooks, penalties, factors)
+    ones = [None if factor_GK is None else torch.ones_like(factor_GK) for factor_GK in factors]
+    undisturbed_N = assign(vectors_ND, codebooks, penalties, ones, chunk)
+    for vector_D, leaf in zip(vectors_ND, undisturbed_N.tolist(), strict=True):
+        assert_nearest_on_every_level(vector_D, leaf, codebooks, penalties)
+
+
+@pytest.mark.parametrize("nodes", [(6,), (4, 3), (3, 2, 2)], ids=str)
+def test_training_and_the_index_agree_on_disturbed_and_crowded_nodes(nodes: tuple[int, ...]) -> None:
+    config = CodebookConfig(nodes=nodes, crowding=0.2, disturbance=1.5)
+    codebook, generator = Codebook(config, DIM), torch.Generator().manual_seed(3)
+    vectors_ND = torch.nn.functional.normalize(torch.randn(400, DIM, generator=generator), dim=1)
+    codebook.start(vectors_ND, 0, generator)
+    codebook.usage_P.copy_(torch.rand(math.prod(nodes), generator=generator) ** 4)
+    with torch.no_grad():
+        trained_N = codebook.soft_assignment(vectors_ND, 10)[-1].path_C
+    levels = codebook.levels()
+    leaves_N = assign(vectors_ND, *levels)
+    assert (leaves_N == trained_N).float().mean() > 0.995  # ties are broken by rounding
+    plain_N = assign(vectors_ND, levels.nodes, levels.penalties)
+    assert (leaves_N != plain_N).any()
+
+
+def test_the_distance_of_a_path_is_multiplied_with_the_factors_on_the_way() -> None:
+    nodes = (3, 2)
+    codebooks, penalties = draw_levels(nodes, 5, ("all", "parent"))
+    factors = draw_factors(nodes, 7, ("all", "parent"))
+    vectors_ND = torch.randn(6, DIM, generator=torch.Generator().manual_seed(1))
+    leaves_N = torch.arange(6)
+    bent_N = path_distances(vectors_ND, leaves_N, codebooks, penalties, factors)
+    plain_N = path_distances(vectors_ND, leaves_N, codebooks)
+    penalty_N = path_distances(vectors_ND, leaves_N, codebooks, penalties) - plain_N
+    first, second = leaves_N // 2, leaves_N % 2
+    assert factors[0] is not None
+    assert factors[1] is not None
+    factor_N = factors[0][0, first] * factors[1][first, second]
+    torch.testing.assert_close(bent_N, factor_N * plain_N + penalty_N, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["parent", "all", "none"])
@@ -83,8 +163,8 @@ def test_chunks_and_threads_do_not_change_the_leaves(kind: str) -> None:
     vectors_ND = torch.randn(chunk * CHUNKS_A_TASK * 3 + 5, DIM, generator=torch.Generator().manual_seed(4))
     at_once_N = assign(vectors_ND, codebooks, penalties)
     with ThreadPoolExecutor(3) as pool:
-        shared_N = assign(vectors_ND, codebooks, penalties, chunk, pool)
-    assert torch.equal(assign(vectors_ND, codebooks, penalties, chunk), at_once_N)
+        shared_N = assign(vectors_ND, codebooks, penalties, chunk=chunk, pool=pool)
+    assert torch.equal(assign(vectors_ND, codebooks, penalties, chunk=chunk), at_once_N)
     assert torch.equal(shared_N, at_once_N)
 
 

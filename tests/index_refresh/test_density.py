@@ -37,6 +37,28 @@ def whole(leaves: LeafLists, liked: DecayedCounts) -> list[float]:
     return sums
 
 
+def test_leaves_that_took_members_of_a_crowd_weigh_as_much_a_member() -> None:
+    """Two levels of three and four nodes; the crowd is node 1 of the first, or of the second."""
+    for shape, crowd, node in (((1, 3, 4), 1, 2), ((3, 4, 1), 1, 3)):
+        leaves, liked = a_world(4)
+        popularity = LeafDensity(NUM_LEAVES)
+        popularity.update(leaves, liked, BIASES)
+        before = popularity.mass_P.copy().reshape(shape)
+        sizes = leaves.sizes.copy().reshape(shape)
+        sizes[:, node] = 0
+        popularity.mass_P.reshape(shape)[:, node] = 0.0
+        after = sizes.copy()
+        after[:, node] = sizes[:, crowd] // 2
+        after[:, crowd] -= after[:, node]
+        popularity.share(crowd, node, sizes, after)
+        now = popularity.mass_P.reshape(shape)
+        np.testing.assert_allclose(now[:, crowd] + now[:, node], before[:, crowd], rtol=1e-5)
+        typical = before[:, crowd] / np.maximum(sizes[:, crowd], 1)
+        np.testing.assert_allclose(now[:, node], typical * after[:, node], rtol=1e-5)
+        centres = popularity.centres_P.reshape(shape)
+        assert (centres[:, node] == centres[:, crowd]).all()
+
+
 @given(seed=st.integers(0, 1_000), at_a_time=st.sampled_from([1, 20, 64, 10_000]))
 @settings(max_examples=12, deadline=None)
 def test_a_round_of_slices_equals_a_whole_recomputation(seed: int, at_a_time: int) -> None:

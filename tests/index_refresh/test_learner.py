@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from streams import (
+    CODEBOOK,
     COLOUR,
     FEATURED,
     LEARNER,
@@ -28,7 +29,9 @@ from consumers.batch import EntityBatch, EventBatch, Position
 from consumers.errors import CheckpointError
 from index_refresh.beam_search import search, search_flat
 from index_refresh.learner import Learner, LearnerConfig
+from index_refresh.repair import RepairConfig
 from trainers.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from trainers.reservoir import ReplayConfig
 
 STEPS = 24
 levels = pytest.mark.parametrize("nodes", LEVELS, ids=str)
@@ -78,6 +81,64 @@ def test_a_restored_learner_goes_on_as_if_nothing_had_happened(stop: int, tmp_pa
     assert undisturbed.metrics() == restored.metrics()
     assert undisturbed.positions == restored.positions
     assert undisturbed.tables()["names"].equals(restored.tables()["names"])
+
+
+# What index learning and replay may be set to; each keeps something that the next step depends on.
+MODES: dict[str, dict[str, Any]] = {
+    "em": {"learning": "em", "recluster_every_steps": 5},
+    "separate": {"learning": "separate", "recluster_every_steps": 5},
+    "straight through": {"assignment": "straight_through"},
+    "averaged codes": {"codes": "ema", "ema_rarity": 0.5},
+    "flops": {"balance": "flops", "balance_batches": 3},
+    "nothing balances": {"balance": "none"},
+    "disturbance": {"crowding": 0.0, "disturbance": 2.0},
+    "soft revival": {"revived_steps": 20},
+    "replay": {},
+}
+
+
+def of_mode(mode: str, nodes: tuple[int, ...]) -> LearnerConfig:
+    codebook = CODEBOOK.model_copy(update={"nodes": nodes, **MODES[mode]})
+    replay = ReplayConfig(size=150 if mode == "replay" else 0)
+    config = changed(FEATURED, trainer__model__codebook=codebook, trainer__replay=replay)
+    # Leaves that fill in slices, and repairs that find something to do.
+    return changed(config, refresh__fill_rows=40, refresh__repair=RepairConfig(every_steps=2, crowded=1.2))
+
+
+@pytest.mark.parametrize("nodes", [(8,), (4, 3)], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_goes_on_bit_for_bit_from_a_checkpoint(
+    mode: str, nodes: tuple[int, ...], tmp_path: Path
+) -> None:
+    stream, config = lively_stream(14), of_mode(mode, nodes)
+    undisturbed = feed(Learner(config), stream[:12])
+    assert undisturbed.trainer.model.codebook.is_started
+    restored = Learner.restore(saved(undisturbed, tmp_path))
+    assert differing(undisturbed.parts(), restored.parts()) == []
+    feed(undisturbed, stream[12:])
+    feed(restored, stream[12:])
+    assert differing(undisturbed.parts(), restored.parts()) == []
+    assert undisturbed.metrics() == restored.metrics()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_stream_goes_on_under_every_mode_and_back(mode: str, tmp_path: Path) -> None:
+    """The state of a version that had no modes is that of the default."""
+    stream = lively_stream(10)
+    learner = feed(Learner(FEATURED), stream[:8])
+    there = Learner.restore(saved(learner, tmp_path), of_mode(mode, (8,)))
+    feed(there, stream[8:])
+    back = Learner.restore(saved(there, tmp_path, "two"), FEATURED)
+    assert differing(there.parts(), back.parts()) in ([], sorted(only_in(there, back)))
+    feed(back, stream[8:])
+
+
+def only_in(there: Learner, back: Learner) -> set[str]:
+    """Names of what one of two states has and the other has not."""
+    names = [
+        {f"{part}/{name}" for part, named in of.parts().items() for name in named} for of in (there, back)
+    ]
+    return names[0] ^ names[1]
 
 
 @pytest.mark.slow

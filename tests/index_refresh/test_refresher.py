@@ -29,7 +29,7 @@ from consumers.schema import EventSchema
 from index_refresh.assignment import assign, path_distances
 from index_refresh.beam_search import NO_ITEM, search
 from index_refresh.leaf_lists import NOWHERE
-from index_refresh.learner import Learner
+from index_refresh.learner import Learner, LearnerConfig
 from index_refresh.refresher import Refresher
 from index_refresh.repair import RepairConfig
 from trainers.entities import BIAS, VECTOR
@@ -83,6 +83,63 @@ def distances(refresher: Refresher, rows: np.ndarray, leaves: np.ndarray) -> np.
     with torch.no_grad():
         z, leaves = refresher.index_vectors(rows), torch.from_numpy(leaves.astype(np.int64))
         return path_distances(z, leaves, *codebooks_and_penalties(refresher)).numpy()
+
+
+# -- clustered anew ----------------------------------------------------------------------------------------
+
+
+def clustering(learning: str, **more: Any) -> LearnerConfig:
+    codebook = CODEBOOK.model_copy(update={"learning": learning, "recluster_every_steps": 6, **more})
+    return changed(LEARNER, trainer__model__codebook=codebook, refresh__sweep_rows=4, refresh__fill_rows=80)
+
+
+@pytest.mark.parametrize("learning", ["em", "separate"])
+def test_nodes_move_when_a_round_of_kmeans_is_due_and_hold_in_between(learning: str) -> None:
+    learner, moved = Learner(clustering(learning)), []
+    codes = learner.trainer.model.codebook.codes[0]
+    learner.refresher.config = learner.refresher.config.model_copy(
+        update={"repair": RepairConfig(at_a_time=0)}
+    )
+    learner.refresher._repair.config = learner.refresher.config.repair
+    for batch in TwoGroups().batches(24):
+        before, version = codes.detach().clone(), learner.refresher.codebook_version
+        learner.learn(batch)
+        moved.append(not torch.equal(before, codes.detach()))
+        assert (learner.refresher.codebook_version > version) == moved[-1]
+    start = int(learner.trainer.model.codebook.started)
+    due = [start - 1, start + 5, start + 11, start + 17]
+    assert [number for number, has_moved in enumerate(moved) if has_moved] == due
+
+
+@pytest.mark.parametrize("learning", ["em", "separate"])
+def test_every_item_is_mapped_anew_in_the_steps_after_kmeans(learning: str) -> None:
+    """Nothing is learnt meanwhile, so that the mapping is complete when the round is."""
+    learner, stream = Learner(clustering(learning)), TwoGroups()
+    trainer, refresher = learner.trainer, learner.refresher
+    while not (trainer.model.codebook.is_started and refresher._sweep.remapping):
+        learner.learn(stream.batch())
+    trainer.model.codebook.observe_usage = lambda sizes_P: None  # type: ignore[method-assign]
+    trainer.step += 1  # or the round would be due again as soon as it has ended
+    is_ready = []
+    while refresher._sweep.remapping:
+        is_ready.append(refresher.is_ready)
+        refresher.after_step(np.empty(0, dtype=np.int64))
+    assert is_ready == [learning == "em"] * len(is_ready)
+    assert len(is_ready) > 1
+    assert refresher.is_ready
+    rows = trainer.items.live_rows()
+    assert refresher.leaves.codes[rows].tolist() == nearest_leaves(refresher, rows).tolist()
+
+
+def test_node_biases_are_forgotten_when_all_nodes_are_new() -> None:
+    biases = {}
+    for learning in ("em", "separate"):
+        learner, stream = Learner(clustering(learning)), TwoGroups()
+        while learner.refresher.codebook_version < 2:
+            learner.learn(stream.batch())
+        biases[learning] = learner.trainer.model.node_level(0).bias_K.detach()
+    assert biases["em"].abs().sum() > 0
+    assert torch.equal(biases["separate"], torch.zeros_like(biases["separate"]))
 
 
 # -- start -------------------------------------------------------------------------------------------------

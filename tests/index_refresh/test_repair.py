@@ -74,6 +74,27 @@ def test_dead_nodes_are_revived_from_crowded_ones(nodes: tuple[int, ...], level:
 
 
 @every_level
+def test_a_revived_node_counts_as_popular_as_its_crowd_at_once(nodes: tuple[int, ...], level: int) -> None:
+    refresher = refresher_of(nodes)
+    collapse(refresher, level)
+    refresher._observe()
+    codebook, before = refresher.trainer.model.codebook, codes_of(refresher)
+    bias_K = refresher.trainer.model.node_level(level).bias_K
+    with torch.no_grad():
+        bias_K.copy_(torch.arange(len(bias_K)))
+    typical = codebook.log_density(level).view(-1, nodes[level])[:, 0].clone()
+    had_members = refresher._repair._sizes_by_path(level)[:, 0] > 0
+    repair_of(refresher, level)
+    (revived,) = changed_nodes(refresher, before, level)
+    assert bias_K[[revived, 0]].tolist() == [0.0, 0.0]
+    density = codebook.log_density(level).view(-1, nodes[level])
+    has_members = refresher._repair._sizes_by_path(level)[:, revived] > 0
+    both = torch.from_numpy(has_members & had_members)
+    assert both.any()
+    torch.testing.assert_close(density[both, revived], typical[both], rtol=0, atol=0.7)
+
+
+@every_level
 def test_a_revived_node_is_what_the_levels_above_leave_of_a_member_of_the_crowd(
     nodes: tuple[int, ...], level: int
 ) -> None:

@@ -70,7 +70,7 @@ def test_leaves_below_the_beam_have_their_logits_and_empty_ones_are_left_out(
     setting.leaves.remove(setting.leaves.members(int(empty)))
     search, by_hand = setting.search(), path_logits(setting.model, setting.users)
     for user in range(NUM_USERS):
-        (nodes_L, _, levels, _), *_ = search._request(search._sides(setting.users), user, None)
+        (nodes_L, _, levels, _), *_ = search._request(search._sides(setting.users), [], user, None)
         beams_L = np.full(len(nodes), beam)
         logits, leaves, kept = leaves_of_beam(nodes_L, beams_L, levels, setting.leaves.sizes)
         found = dict(zip(leaves[:kept].tolist(), logits[:kept].tolist(), strict=True))
@@ -90,14 +90,14 @@ def test_an_item_scores_what_the_network_gives_it(quantized: bool) -> None:
     setting = Setting.of((8,), 2)
     vectors, scales = quantize(setting.vectors) if quantized else (setting.vectors, np.zeros(0, np.float32))
     meant = vectors * scales[:, None] if quantized else vectors
-    score = scorer(WIDTH, HIDDEN, quantized)
+    score, extra_Q = scorer(WIDTH, HIDDEN, quantized, crossed=False), np.zeros(1 + HIDDEN, dtype=np.float32)
     queries_BQV, gates_BH, offsets_H = _arrays(setting.users.item)
     for user in range(NUM_USERS):
         side = queries_BQV[user], gates_BH[user], offsets_H
         units = np.maximum(queries_BQV[user, 1:] @ meant.T + offsets_H[:, None], 0.0)
         expected = queries_BQV[user, 0] @ meant.T + gates_BH[user] @ units + setting.biases
         slots = np.arange(len(meant), dtype=np.int32)
-        got = [score(slot, side, (vectors, scales, setting.biases)) for slot in slots]
+        got = [score(slot, 0, side, (vectors, scales, setting.biases), extra_Q) for slot in slots]
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 

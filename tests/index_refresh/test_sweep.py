@@ -62,6 +62,22 @@ def test_a_slice_costs_its_own_length_and_never_meets_an_item_twice(count: int) 
         assert len(found) == len(set(found)) == min(count, 10)
 
 
+@pytest.mark.parametrize("leaves_hold", [False, True])
+def test_a_round_that_maps_anew_ends_with_the_last_item_of_when_it_began(leaves_hold: bool) -> None:
+    trainer, sweep = with_items(10), Sweep()
+    sweep.take(4, trainer.items, 0, 0)
+    sweep.remap(trainer.items, leaves_hold)
+    met: list[int] = []
+    for _ in range(3):
+        assert (sweep.remapping, sweep.in_haste, sweep.filling) == (True, True, not leaves_hold)
+        loaded = Sweep()
+        loaded.load(sweep.state())
+        assert (loaded.remapping, loaded.filling) == (sweep.remapping, sweep.filling)
+        met += sweep.take(4, trainer.items, 0, 0).tolist()
+    assert not sweep.in_haste
+    assert set(met) == live(trainer.items)
+
+
 def test_nothing_to_sweep_is_no_slice() -> None:
     trainer, sweep = new_trainer(), Sweep()
     assert sweep.take(10, trainer.items, 0, 0).tolist() == []

@@ -2,19 +2,29 @@ from __future__ import annotations
 
 import itertools
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from streams import LEVELS, unit_vectors
 
-from trainers.codebook import Codebook, CodebookConfig, LevelAssignment, kmeans, nearest
+from trainers.codebook import (
+    LEAST_FACTOR,
+    Codebook,
+    CodebookConfig,
+    LevelAssignment,
+    fitting_modes,
+    kmeans,
+    nearest,
+)
 from trainers.towers import seeded
 
 K, D = 6, 5
 levels = pytest.mark.parametrize("nodes", LEVELS, ids=str)
 
 
-def started(step: int = 100, nodes: tuple[int, ...] = (K,), **config: float) -> Codebook:
+def started(step: int = 100, nodes: tuple[int, ...] = (K,), **config: Any) -> Codebook:
     torch.manual_seed(0)
     codebook = Codebook(CodebookConfig(nodes=nodes, **config), D)
     codebook.start(unit_vectors(200, D), step, seeded(0))
@@ -33,7 +43,7 @@ def of_first(codebook: Codebook, z: torch.Tensor) -> torch.Tensor:
 
 def an_assignment(affinity: torch.Tensor, parents: torch.Tensor) -> LevelAssignment:
     nothing = torch.zeros(len(affinity), D)
-    return LevelAssignment(nothing, affinity, parents * affinity.shape[1], nothing)
+    return LevelAssignment(nothing, affinity, parents * affinity.shape[1], nothing, affinity)
 
 
 # -- assignment --------------------------------------------------------------------------------------------
@@ -113,6 +123,32 @@ def test_some_of_the_items_are_assigned_as_they_are_among_all(nodes: tuple[int, 
             torch.testing.assert_close(getattr(picked, part), getattr(alone, part))
 
 
+@levels
+def test_straight_through_goes_forward_as_the_nearest_node_and_back_as_the_mixture(
+    nodes: tuple[int, ...],
+) -> None:
+    soft, hard = started(nodes=nodes), started(nodes=nodes, assignment="straight_through")
+    z = unit_vectors(20, D, seed=3)
+    weights = [torch.randn(20, k, generator=seeded(k)) for k in nodes]
+    gradients = []
+    for codebook in (soft, hard):
+        asked = z.clone().requires_grad_()
+        found = codebook.soft_assignment(asked, 150)
+        sum((of.affinity_CK * w).sum() for of, w in zip(found, weights, strict=True)).backward()
+        gradients.append((asked.grad, [codes.grad for codes in codebook.codes]))
+        if codebook is hard:
+            above = torch.zeros_like(z)
+            for level, of in enumerate(found):
+                chosen = of.path_C % nodes[level]
+                assert torch.equal(of.affinity_CK, torch.nn.functional.one_hot(chosen, nodes[level]).float())
+                above = above + codebook.nodes(level)[chosen]
+                torch.testing.assert_close(of.pseudo_CD, above)
+    (soft_z, soft_codes), (hard_z, hard_codes) = gradients
+    assert soft_z.abs().sum() > 0
+    torch.testing.assert_close(hard_z, soft_z)
+    torch.testing.assert_close(hard_codes, soft_codes)
+
+
 # -- annealing ---------------------------------------------------------------------------------------------
 
 
@@ -148,6 +184,22 @@ def test_small_residuals_are_assigned_as_sharply_as_large_ones() -> None:
         codebook.codes[1].mul_(0.1)
     codebook.energy_L[1] *= 0.01
     torch.testing.assert_close(affinities(0.1), large, rtol=1e-3, atol=1e-4)
+
+
+def test_only_items_of_a_revived_node_are_assigned_softly_again_and_only_for_a_while() -> None:
+    plain, revived = started(step=0), started(step=0, revived_steps=40)
+    z = unit_vectors(60, D, seed=3)
+    revived.revived(0, 2, 1000)
+    for step, is_softer in ((1000, True), (1020, True), (1040, False), (5000, False)):
+        (as_ever,), (found,) = plain.soft_assignment(z, step), revived.soft_assignment(z, step)
+        of_node = found.path_C == 2
+        assert 0 < int(of_node.sum()) < 60
+        torch.testing.assert_close(found.affinity_CK[~of_node], as_ever.affinity_CK[~of_node])
+        sharpest, was = (of.affinity_CK[of_node].max(1).values for of in (found, as_ever))
+        assert bool((sharpest < was).all()) == is_softer
+    (early,) = revived.soft_assignment(z, 1000)
+    (late,) = revived.soft_assignment(z, 1030)
+    assert (early.affinity_CK.max(1).values <= late.affinity_CK.max(1).values).all()
 
 
 # -- balance -----------------------------------------------------------------------------------------------
@@ -224,6 +276,139 @@ def test_the_balance_loss_is_indifferent_when_nodes_are_equally_used() -> None:
     logits = torch.randn(8, K, generator=seeded(1)).requires_grad_()
     codebook.balance_loss(0, an_assignment(logits.softmax(1), parents)).backward()
     torch.testing.assert_close(logits.grad, torch.zeros(8, K), rtol=0, atol=1e-6)
+
+
+def test_the_disturbance_brings_small_nodes_nearer_and_leaves_the_rest() -> None:
+    z = unit_vectors(20, D, seed=3)
+    plain, bent = even(started(crowding=0.0)), even(started(crowding=0.0, disturbance=2.0))
+    bent.usage_P.copy_(torch.tensor([0.5, 1 / 12, 1 / 16, 0.2, 37 / 240, 0.0]))
+    ratio = of_first(bent, z) / of_first(plain, z)
+    # s * K * usage, between the least factor and 1.
+    expected = torch.tensor([1.0, 1.0, 0.75, 1.0, 1.0, LEAST_FACTOR])
+    torch.testing.assert_close(ratio, expected.expand(20, K), rtol=1e-3, atol=1e-3)
+    assert plain.disturbance(0) is None
+
+
+def test_the_disturbance_below_a_parent_compares_the_children_of_that_parent() -> None:
+    codebook = even(started(nodes=(4, 3), disturbance=1.0))
+    codebook.usage_P.view(4, 3)[1] = torch.tensor([0.3, 0.03, 0.06])
+    factor = codebook.disturbance(1)
+    assert factor is not None
+    torch.testing.assert_close(factor[0], torch.ones(3))
+    assert factor[1, 0] == 1.0
+    assert factor[1, 1] == LEAST_FACTOR
+    assert codebook.levels().factors[1] is not None
+
+
+@levels
+def test_each_balance_term_punishes_uneven_use_and_none_is_free(nodes: tuple[int, ...]) -> None:
+    for term in ("kl", "flops", "none"):
+        codebook = started(nodes=nodes, balance=term)
+        for level, count in enumerate(nodes):
+            codebook.usage_P.zero_()
+            codebook.usage_P[0] = 1.0
+            parents = torch.zeros(8, dtype=torch.int64)
+            crowd = an_assignment(torch.eye(count)[[0] * 8], parents)
+            spread = an_assignment(torch.eye(count)[torch.arange(8) % count], parents)
+            costs = [float(codebook.balance_loss(level, of)) for of in (crowd, spread)]
+            assert (costs == [0.0, 0.0]) if term == "none" else (costs[0] > costs[1])
+
+
+# -- modes of learning -------------------------------------------------------------------------------------
+
+
+def test_held_and_averaged_codes_have_no_gradient() -> None:
+    for config in ({"learning": "em"}, {"learning": "separate"}, {"codes": "ema"}):
+        codebook = started(nodes=(4, 3), **config)
+        assert not any(codes.requires_grad for codes in codebook.codes)
+    assert all(codes.requires_grad for codes in started(nodes=(4, 3)).codes)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"learning": "separate", "share_gradient": True},
+        {"learning": "em", "codes": "ema"},
+        {"learning": "separate", "codes": "ema"},
+    ],
+    ids=str,
+)
+def test_modes_that_contradict_each_other_are_refused_with_the_remedy(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="set "):
+        CodebookConfig(**wrong)
+
+
+@levels
+def test_averaged_codes_go_where_uniformly_drawn_items_are(nodes: tuple[int, ...]) -> None:
+    """To items elsewhere than those that the codebook was started with."""
+    codebook = started(nodes=nodes, codes="ema", ema_decay=0.98, crowding=0.0)
+    z = unit_vectors(400, D, seed=8) + torch.tensor([1.0] + [0.0] * (D - 1))
+    z = torch.nn.functional.normalize(z, dim=1)
+
+    def error() -> float:
+        return float((z - codebook.soft_assignment(z, 150)[-1].pseudo_CD).square().sum(1).mean())
+
+    before, codes = error(), [c.clone() for c in codebook.codes]
+    for step in range(10):
+        drawn = codebook.soft_assignment(z[40 * step : 40 * step + 40], 150)
+        codebook.follow(drawn, torch.ones(40))
+    assert error() < before
+    assert all(not torch.equal(old, new) for old, new in zip(codes, codebook.codes, strict=True))
+
+
+@levels
+@pytest.mark.parametrize("learning", ["em", "separate"])
+def test_clustering_anew_lowers_the_error_of_quantisation(nodes: tuple[int, ...], learning: str) -> None:
+    codebook = started(nodes=nodes, learning=learning, crowding=0.0)
+    z = unit_vectors(300, D, seed=5) + torch.tensor([1.0] + [0.0] * (D - 1))
+    z = torch.nn.functional.normalize(z, dim=1)
+
+    def error() -> float:
+        residual = codebook.soft_assignment(z, 150)[-1]
+        nearest_KD = codebook.nodes(len(nodes) - 1)[residual.path_C % nodes[-1]]
+        return float((residual.residual_CD - nearest_KD).square().sum(1).mean())
+
+    before, start = error(), int(codebook.started)
+    codebook.recluster(z, seeded(3))
+    after = error()
+    assert after < before
+    assert int(codebook.started) == start
+    torch.testing.assert_close(codebook.nodes(0).norm(dim=1), torch.ones(nodes[0]))
+
+
+def test_an_e_step_sets_out_from_the_nodes_and_keeps_their_numbers() -> None:
+    z = unit_vectors(300, D, seed=5)
+    warm, fresh = started(learning="em"), started(learning="separate")
+    was = warm.nodes(0).clone()
+    for codebook in (warm, fresh):
+        codebook.recluster(z, seeded(3))
+    stays = (warm.nodes(0) * was).sum(1).mean()
+    assert stays > (fresh.nodes(0) * was).sum(1).mean()
+    assert torch.equal((warm.nodes(0) @ was.T).argmax(1), torch.arange(K))
+
+
+MODES: tuple[dict[str, Any], ...] = (
+    {},
+    {"codes": "ema"},
+    {"balance": "flops"},
+    {"revived_steps": 10},
+    {"codes": "ema", "balance": "flops"},
+)
+
+
+@pytest.mark.parametrize("before", MODES, ids=str)
+@pytest.mark.parametrize("after", MODES, ids=str)
+def test_a_state_goes_on_under_every_other_mode(before: dict[str, Any], after: dict[str, Any]) -> None:
+    saved, codebook = started(nodes=(4, 3), **before), Codebook(CodebookConfig(nodes=(4, 3), **after), D)
+
+    def named(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {f"codebook.{name}": value for name, value in state.items()}
+
+    fitting = fitting_modes(named(saved.state_dict()), named(codebook.state_dict()))
+    codebook.load_state_dict({name.removeprefix("codebook."): value for name, value in fitting.items()})
+    assert all(torch.equal(a, b) for a, b in zip(saved.codes, codebook.codes, strict=True))
+    if before == after:
+        assert fitting.keys() == named(saved.state_dict()).keys()
 
 
 # -- what the index tells it -------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainers.embedding import ACCUMULATOR, EPSILON, WEIGHT, StepRows, embedding_columns
+from trainers.embedding import ACCUMULATOR, EPSILON, WEIGHT, StepRows, distinct, embedding_columns
 from trainers.rows import GrowingRows
 
 NUM_ROWS, DIM = 7, 3
@@ -42,7 +42,7 @@ def test_a_step_collects_the_gradient_of_a_dense_embedding(first: list[int], sec
     uses = torch.tensor(first), torch.tensor(second)
     step = backward_through_step_rows(table, *uses)
     expected = dense_gradient(table, *uses)
-    assert step.rows_N.tolist() == sorted({*first, *second})
+    assert step.rows_N.tolist() == list(dict.fromkeys([*first, *second]))
     torch.testing.assert_close(step.leaf_ND.grad, expected[step.rows_N])
 
 
@@ -79,6 +79,13 @@ def test_rows_read_without_a_gradient_stay_where_they_are() -> None:
     (step.leaf_ND[0] * 0.0).sum().backward()
     step.apply_adagrad(0.1)
     assert torch.equal(table[WEIGHT], before)
+
+
+@given(st.lists(st.integers(0, 2**40), max_size=40))
+def test_distinct_rows_come_in_the_order_of_their_first_places(rows: list[int]) -> None:
+    found, inverse = distinct(torch.tensor(rows, dtype=torch.int64))
+    assert found.tolist() == list(dict.fromkeys(rows))
+    assert found[inverse].tolist() == rows
 
 
 def test_indices_keep_the_shape_of_each_use() -> None:

@@ -33,12 +33,12 @@ def test_a_fresh_model_ranks_items_it_cannot_tell_apart_by_popularity() -> None:
 def test_nodes_that_hold_popular_items_start_ahead(nodes: tuple[int, ...]) -> None:
     model = new_model(nodes=nodes)
     users = model.user_side(torch.randn(4, USER_DIM))
-    before = model.node_logits(users.nodes[0])
+    before = model.node_logits(users)
     for level in range(len(nodes)):
         density = torch.linspace(-5, 0, len(model.codebook.log_density(level)))
         model.codebook.log_density(level).copy_(density)
         torch.testing.assert_close(model.node_bias(level), density)
-    after = model.node_logits(users.nodes[0])
+    after = model.node_logits(users)
     density = model.codebook.log_density(0)
     torch.testing.assert_close(after - before, density.expand(4, -1), rtol=1e-4, atol=1e-4)
 
@@ -89,7 +89,7 @@ def test_index_vectors_have_unit_length_and_pass_gradient_only_when_shared() -> 
 
 def test_scaling_a_node_vector_of_the_first_level_changes_no_node_logit() -> None:
     model = new_model()
-    users = model.user_side(torch.randn(4, USER_DIM)).nodes[0]
+    users = model.user_side(torch.randn(4, USER_DIM))
     before = model.node_logits(users)
     with torch.no_grad():
         model.codebook.codes[0].mul_(5.0)
@@ -101,7 +101,7 @@ def test_labels_reach_the_node_vectors_through_the_node_scores() -> None:
     model.codebook.started.fill_(0)
     z = model.index_vectors(torch.randn(10, model.vector_dim))
     affinity = model.codebook.soft_assignment(z, 0)[0].affinity_CK
-    node_scores = model.node_logits(model.user_side(torch.randn(4, USER_DIM)).nodes[0]) @ affinity.T
+    node_scores = model.node_logits(model.user_side(torch.randn(4, USER_DIM))) @ affinity.T
     torch.nn.functional.cross_entropy(node_scores, torch.tensor([1, 2, 3, 4])).backward()
     assert model.codebook.codes[0].grad.abs().sum(1).gt(0).all()
 

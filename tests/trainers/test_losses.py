@@ -73,6 +73,24 @@ def test_events_count_by_their_weight() -> None:
     assert nothing == 0.0
 
 
+@given(st.integers(1, 7), st.integers(1, 9), st.integers(0, 99))
+def test_the_compiled_softmax_is_the_expression(num_events: int, num_candidates: int, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    logits = (5 * torch.randn(num_events, num_candidates, generator=draw)).requires_grad_()
+    positive = torch.randint(num_candidates, (num_events,), generator=draw)
+    log_q, weight = torch.randn(num_candidates, generator=draw), torch.rand(num_events, generator=draw)
+    masked = torch.rand(num_events, num_candidates, generator=draw) < 0.3
+    masked[torch.arange(num_events), positive] = False
+    # In double precision the expression runs as it is written.
+    losses = [
+        sampled_softmax(logits.to(kind), positive, log_q.to(kind), masked, weight.to(kind))
+        for kind in (torch.float32, torch.float64)
+    ]
+    torch.testing.assert_close(losses[0].double(), losses[1], rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in losses]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
 def test_pointwise_is_the_weighted_log_loss() -> None:
     logits, labels, weights = torch.tensor([0.3, -2.0]), torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0])
     expected = (2 * math.log1p(math.exp(-0.3)) + math.log1p(math.exp(-2.0))) / 3

@@ -25,8 +25,10 @@ from torch import Tensor
 
 from consumers import columns as c
 from consumers.batch import EntityKind, EventBatch
+from trainers.codebook import CodebookConfig
 from trainers.entities import BORN, VECTOR
 from trainers.hsnn import UserSide
+from trainers.step import Events, TrainingStep
 from trainers.towers import seeded
 from trainers.trainer import FeatureSets, OnlineTrainer, TrainerConfig, UserRequest
 
@@ -142,6 +144,61 @@ def test_every_level_learns_from_labels(nodes: tuple[int, ...]) -> None:
     expected |= {f"codebook.codes.{level}" for level in range(len(nodes))}
     assert expected <= before.keys()
     assert len(trainer.model.codebook.codes) == len(nodes)
+
+
+def reached_by_the_node_loss(learning: dict[str, Any]) -> set[str]:
+    """Networks and tables with a gradient of the node loss alone."""
+    codebook = {**dict(TRAINER.model.codebook), "nodes": (4, 3), **learning}
+    model = TRAINER.model.model_copy(update={"codebook": CodebookConfig(**codebook)})
+    stream = TwoGroups()
+    trainer = trained(stream.batches(5), new_trainer(config(model=model)))
+    step = TrainingStep(trainer, Events.read(stream.batch().table, trainer))
+    users, items, (item_rows, user_rows, *_) = step._forward_towers()
+    scores, _ = step._index(users, items)
+    _, node_loss = step._softmax(users, items, scores)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    node_loss.backward()
+    named = {**dict(trainer.model.named_parameters()), "items": item_rows.leaf_ND, "users": user_rows.leaf_ND}
+    return {name for name, leaf in named.items() if leaf.grad is not None and bool((leaf.grad != 0).any())}
+
+
+NODE_LEVELS = {f"node_levels.{level}.bias_K" for level in range(2)}
+INDEX = {"codebook.codes.0", "codebook.codes.1", "index_projection.weight"}
+# Users read the embeddings of the items that they liked, so these are shared.
+INPUTS = {"items", "users"}
+ITEM_TOWER = {"item_tower.linear.weight"}
+# By the way of learning: what the node loss reaches; the rest of the above it must not.
+REACHED: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "joint": ({}, INDEX | INPUTS),
+    "joint, shared": ({"share_gradient": True}, INDEX | INPUTS | ITEM_TOWER),
+    "averaged codes": ({"codes": "ema"}, {"index_projection.weight"} | INPUTS),
+    "em": ({"learning": "em"}, INPUTS),
+    "em, shared": ({"learning": "em", "share_gradient": True}, INPUTS | ITEM_TOWER),
+    "separate": ({"learning": "separate"}, set()),
+}
+
+
+@pytest.mark.parametrize("assignment", ["soft", "straight_through"])
+@pytest.mark.parametrize("way", REACHED)
+def test_the_node_loss_reaches_what_the_way_of_learning_allows_and_nothing_else(
+    way: str, assignment: str
+) -> None:
+    learning, expected = REACHED[way]
+    found = reached_by_the_node_loss({**learning, "assignment": assignment})
+    assert found & (INDEX | INPUTS | ITEM_TOWER) == expected
+    assert found >= NODE_LEVELS
+
+
+def test_averaged_codes_move_at_every_step_without_a_gradient() -> None:
+    codebook = TRAINER.model.codebook.model_copy(update={"codes": "ema", "nodes": (4, 3)})
+    trainer = new_trainer(config(model=TRAINER.model.model_copy(update={"codebook": codebook})))
+    stream = TwoGroups()
+    trained(stream.batches(3), trainer)
+    before = [codes.clone() for codes in trainer.model.codebook.codes]
+    trainer.learn(stream.batch())
+    assert all(not torch.equal(a, b) for a, b in zip(before, trainer.model.codebook.codes, strict=True))
+    assert not any(name.startswith("codebook.codes") for name in trainer.state()["optimizer"])
+    assert all_tensors_are_finite(trainer)
 
 
 # -- the same again ----------------------------------------------------------------------------------------
@@ -395,7 +452,7 @@ def logits_of_nodes(trainer: OnlineTrainer, users: UserSide, vectors: Tensor) ->
     """Of the last level, every user with every item: pseudo items meet each level's network in turn."""
     model = trainer.model
     found = model.codebook.soft_assignment(model.index_vectors(vectors), trainer.step)
-    logits = model.node_logits(users.nodes[0]) @ found[0].affinity_CK.T
+    logits = model.node_logits(users) @ found[0].affinity_CK.T
     for level in range(1, model.num_levels):
         own = users.nodes[level].score(model.node_level(level).tower(found[level].pseudo_CD))
         own = own + model.node_bias(level)[found[level].path_C]

@@ -1,0 +1,140 @@
+"""Interaction features in training, in a search and in an explanation are the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from streams import FEATURED, LEVELS, TwoGroups, catalogue, changed, events
+
+from index_refresh.beam_search import NO_ITEM, BeamSearch, IndexView, search_flat
+from index_refresh.explanation import explain_search
+from index_refresh.learner import Learner, LearnerConfig
+from index_refresh.node_members import due_nodes, popular_members
+from index_refresh.snapshot import IndexVersion, Snapshot
+from trainers.entities import BIAS
+from trainers.hsnn import UserSide
+from trainers.interactions import Interaction
+
+ALL = 10**6
+VERSION = IndexVersion("test", 0, 0)
+levels = pytest.mark.parametrize("nodes", LEVELS, ids=str)
+
+
+def crossed(nodes: tuple[int, ...]) -> Learner:
+    """A learner to which matches mean something: their weights are drawn."""
+    learner = Learner(changed(FEATURED, trainer__model__codebook__nodes=nodes))
+    learner.apply(catalogue(range(1, 201)))
+    for batch in TwoGroups(context=True).batches(40):
+        learner.learn(batch)
+    assert learner.refresher.is_ready
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in learner.trainer.model.named_parameters():
+        if ".interaction." in name or ".gates." in name:
+            parameter.data += torch.randn(parameter.shape, generator=generator)
+    return learner
+
+
+def users_of(learner: Learner, count: int = 8) -> UserSide:
+    table = TwoGroups(context=True, seed=5).batch(count).table
+    return learner.trainer.user_side(learner.trainer.request(table))
+
+
+def views_of(learner: Learner) -> list[IndexView]:
+    live = learner.refresher.view()
+    snapshot = Snapshot.of(live, VERSION).view
+    return [live, snapshot, replace(snapshot, run=0)]
+
+
+@levels
+def test_a_search_scores_matches_as_the_networks_do(nodes: tuple[int, ...]) -> None:
+    learner = crossed(nodes)
+    users = users_of(learner)
+    for view in views_of(learner):
+        through = BeamSearch(learner.trainer.model, view)(users, 50, ALL)
+        flat = search_flat(learner.trainer.model, users, view, 50)
+        torch.testing.assert_close(through.scores_Bk, flat.scores_Bk, rtol=1e-4, atol=1e-4)
+        assert (through.scores_Bk > NO_ITEM / 2).all()
+
+
+@levels
+def test_matches_change_what_is_answered(nodes: tuple[int, ...]) -> None:
+    learner = crossed(nodes)
+    users, view = users_of(learner), learner.refresher.view()
+    without = UserSide(users.item, users.nodes)
+    with_matches = search_flat(learner.trainer.model, users, view, 50).scores_Bk
+    assert not torch.allclose(with_matches, search_flat(learner.trainer.model, without, view, 50).scores_Bk)
+
+
+@levels
+def test_an_explanation_scores_matches_as_the_search_does(nodes: tuple[int, ...]) -> None:
+    learner = crossed(nodes)
+    user, view = users_of(learner, 1), learner.refresher.view()
+    walk = explain_search(learner.trainer.model, view, (), user, 20, ALL)
+    found = BeamSearch(learner.trainer.model, view)(user, 20, ALL)
+    scores = walk.scores_M[walk.best(20)]
+    np.testing.assert_allclose(scores, found.scores_Bk[0].numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_node_is_matched_by_the_share_of_the_history_that_it_holds() -> None:
+    learner = crossed((8,))
+    trainer = learner.trainer
+    request = trainer.request(TwoGroups(context=True, seed=5).batch(1).table)
+    interests, found_BXK = trainer.look_for(request)
+    assert interests is not None
+    assert found_BXK is not None
+    rows = request.history_BN[0][request.history_BN[0] > 0].numpy()
+    nodes = learner.refresher.leaves.codes[rows]
+    share_K = np.bincount(nodes, minlength=8) / len(rows)
+    np.testing.assert_allclose(found_BXK[0, 1].numpy(), share_K, rtol=1e-5)
+
+
+@levels
+def test_the_most_popular_members_speak_for_a_node(nodes: tuple[int, ...]) -> None:
+    learner = crossed(nodes)
+    leaves, biases = learner.refresher.leaves, learner.trainer.items.rows[BIAS].numpy()
+    leaves_a_node = leaves.num_leaves // nodes[0]
+    leaves.order(0, leaves.num_leaves, biases)
+    found = popular_members(leaves, np.arange(nodes[0]), leaves_a_node, 4, biases)
+    for node, rows in enumerate(found):
+        members = np.concatenate(
+            [leaves.members(leaf) for leaf in range(node * leaves_a_node, (node + 1) * leaves_a_node)]
+        )
+        best = np.sort(biases[members])[::-1][:4]
+        np.testing.assert_allclose(biases[rows[rows > 0]], best)
+
+
+def test_every_node_is_looked_up_once_a_round() -> None:
+    for num_nodes in (3, 32, 100):
+        looked_up = np.concatenate([due_nodes(step, num_nodes) for step in range(7, 39)])
+        assert sorted(looked_up.tolist()) == list(range(num_nodes))
+
+
+def test_what_returns_is_learnt_from_matches_alone() -> None:
+    """Each user has one colour and is met once: only the match of colours tells what comes next."""
+    pair = Interaction(user="history", item="colour")
+    plain = _recall(changed(FEATURED, interactions=()))
+    assert _recall(changed(FEATURED, interactions=(pair,))) > 1.3 * plain
+
+
+def _recall(config: LearnerConfig) -> float:
+    """Mean recall over users that are met for the first time and like a dozen items of one colour each."""
+    config = changed(
+        config,
+        user_features=(),
+        context_features=(),
+        trainer__learning_rate=0.01,
+        evaluation__k=20,
+        evaluation__scores_per_event=1e4,
+    )
+    learner, draw = Learner(config), np.random.default_rng(3)
+    learner.apply(catalogue(range(1, 301)))
+    of_colour = [np.array([n for n in range(1, 301) if n % 7 and n % 3 == colour]) for colour in range(3)]
+    for start in range(60):
+        users = np.arange(8 * start, 8 * start + 8).repeat(12)
+        items = np.concatenate([draw.choice(of_colour[user % 3], 12, replace=False) for user in users[::12]])
+        order = np.argsort(np.tile(np.arange(12), 8), kind="stable")
+        learner.learn(events(users[order], items[order], start=96 * start))
+    return learner.metrics()[f"recall_index_at_{config.evaluation.k}"]
