@@ -22,7 +22,7 @@ from index_refresh.assignment import assign, path_distances
 from index_refresh.beam_search import BeamSearch, IndexView
 from index_refresh.leaf_lists import NOWHERE, LeafLists
 from index_refresh.refresher import RefreshConfig
-from trainers.codebook import Codebook, CodebookConfig
+from trainers.codebook import Codebook, CodebookConfig, Levels
 from trainers.hsnn import HSNN, HSNNConfig, UserSide
 from trainers.id_map import IdMap
 from trainers.monn import UserQueries
@@ -134,8 +134,7 @@ class LivingIndex:
 
     # -- assignment --------------------------------------------------------------------------------------
 
-    def _levels(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Node vectors, and what crowding adds, of every level."""
+    def _levels(self) -> Levels:
         return self.codebook.levels()
 
     def _vectors(self, rows: Int64s) -> Tensor:

@@ -94,7 +94,7 @@ def filled_index(
     count = min(len(vectors), config.sample_per_node * max(config.nodes))
     sample = torch.randint(len(vectors), (count,), generator=generator)
     codebook.start(torch.nn.functional.normalize(vectors[sample], dim=1), 0, generator)
-    codebooks, _ = codebook.levels()
+    codebooks = codebook.levels().nodes
     leaves_N = assign(vectors, codebooks, pool=pool).numpy()
     lists = LeafLists(math.prod(config.nodes))
     lists.grow_to(len(vectors))

@@ -35,9 +35,9 @@ from benchmarks.regime_contenders import (
 )
 from benchmarks.regime_levels import WINDOWS_PER_DAY, Levels, Line
 from benchmarks.regime_picture import draw
+from benchmarks.world_batches import WorldBatches, users_of
 from consumers import columns as c
-from consumers.batch import EntityBatch, EntityKind, EventBatch
-from consumers.schema import EntitySchema, EventSchema, empty_batch
+from consumers.batch import EntityBatch, EventBatch
 from index_refresh.evaluation import EvaluationConfig
 from index_refresh.learner import LearnerConfig
 from pipeline.simulator import World, WorldConfig
@@ -50,9 +50,6 @@ from trainers.trainer import TrainerConfig
 ITEMS, QUICK_ITEMS = 6_000, 2_000
 PICTURE = "docs/images/regime.png"
 WINDOW_MS = NIGHT_MS // WINDOWS_PER_DAY
-EVENTS = EventSchema(context=CONTEXT_FEATURES)
-USERS = EntitySchema(kind=EntityKind.USER, features=USER_FEATURES)
-NEW_ITEMS = EntitySchema(kind=EntityKind.ITEM, features=ITEM_FEATURES)
 # More than any run reads: the nights end it.
 ENDLESS = 10**12
 SECONDS_A_DAY = 86_400
@@ -142,46 +139,20 @@ class Change(NamedTuple):
 
 
 class Stream:
-    """The world as batches, in an order that never lets a dead item come back: births before the events of
-    their step, deaths after the batch that holds the last event before them."""
+    """The world as batches, each with the window of stream time in which it is handed out."""
 
     def __init__(self, scenario: ScenarioConfig, batch_size: int) -> None:
-        self._scenario, self._batch_size = scenario, batch_size
-        self._waiting: list[pa.RecordBatch] = []
-        self._dead = np.empty(0, dtype=np.int64)
+        self._scenario, self._cutter = scenario, WorldBatches(batch_size)
 
     def __iter__(self) -> Iterator[Change]:
         world = self._scenario.world()
-        yield Change(self._scenario.first_window, entities(USERS, world.users()))
+        yield Change(self._scenario.first_window, users_of(world))
         for step in world.stream(ENDLESS):
             window = (step.time_ms - self._scenario.change_ms) // WINDOW_MS
             if window >= self._scenario.last_window:
                 return
-            if step.born.num_rows:
-                yield Change(window, entities(NEW_ITEMS, step.born))
-            self._dead = np.concatenate([self._dead, step.died])
-            self._waiting.append(EVENTS.normalise(step.events, step.time_ms + NIGHT_MS).rows)
-            for batch in self._full_batches():
+            for batch in self._cutter.of(step):
                 yield Change(window, batch)
-
-    def _full_batches(self) -> Iterator[EventBatch | EntityBatch]:
-        size = self._batch_size
-        while sum(rows.num_rows for rows in self._waiting) >= size:
-            table = pa.Table.from_batches(self._waiting).combine_chunks().to_batches()[0]
-            self._waiting = [table.slice(size)]
-            yield EventBatch(table.slice(0, size), {})
-            if len(self._dead):
-                yield EntityBatch(EntityKind.ITEM, empty_items(), self._dead, {})
-                self._dead = self._dead[:0]
-
-
-def entities(schema: EntitySchema, table: pa.RecordBatch) -> EntityBatch:
-    return EntityBatch(schema.kind, schema.normalise(table).rows, np.empty(0, dtype=np.int64), {})
-
-
-def empty_items() -> pa.RecordBatch:
-    """No new items: what comes with removals."""
-    return empty_batch(NEW_ITEMS.arrow_schema())
 
 
 class Race:

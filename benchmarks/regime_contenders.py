@@ -48,11 +48,14 @@ class Requests:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Ids [B, k], or [1, k] where all get the same; ``NO_ANSWER`` where there is none. And the mean number
-    of items scored for one request."""
+    """Ids [B, k], or [1, k] where all get the same; ``NO_ANSWER`` where there is none. And what a request
+    cost in the mean."""
 
     ids_Bk: Int64s
     scored: float
+    """Items scored for one request."""
+    seconds: float = 0.0
+    """Of one processor, for one request of the batch; 0 where nobody measured."""
 
 
 class Contender(Protocol):
@@ -108,7 +111,7 @@ class Living:
 class FrozenRefresher(Refresher):
     """Leaves as they were: nothing is placed, moved or split; what is removed is gone. Vectors stay fresh."""
 
-    def reassign(self, rows: Int64s, hysteresis: float) -> None:
+    def reassign(self, rows: Int64s, hysteresis: float | None) -> None:
         del rows, hysteresis
 
     def repair(self) -> None:
@@ -170,7 +173,7 @@ class Nightly:
         self._learner.trainer.model.item_level.overarch.requires_grad_(False)
         self._num_lists = num_lists
         self._night = 0
-        self._export: Export | None = None
+        self._export: NightlyExport | None = None
 
     @property
     def trainer(self) -> OnlineTrainer:
@@ -188,22 +191,20 @@ class Nightly:
     def answer(self, requests: Requests) -> Mapping[str, Answer]:
         night = int(requests.table.column(c.EVENT_TIME)[0].as_py()) // NIGHT_MS
         if self._night and night > self._night:
-            self._export = Export(self._learner, self._num_lists)
+            self._export = NightlyExport(self._learner, self._num_lists)
         self._night = night
         return {} if self._export is None else self._export.answer(requests, self.trainer)
 
 
 class Export:
-    """User tower, item vectors and IVF of one moment. An item's bias is one more coordinate of its vector."""
+    """User tower and item vectors of one moment. An item's bias is one more coordinate of its vector."""
 
-    def __init__(self, learner: Learner, num_lists: int) -> None:
+    def __init__(self, learner: Learner) -> None:
         live = learner.trainer
         live.refresh_vectors(torch.from_numpy(live.items.live_rows()))
         self.trainer = OnlineTrainer(learner.config.trainer, learner.config.features())
         self.trainer.load({name: dict(part) for name, part in learner.parts().items()})
         self.ids_N, self.vectors_NV = self._items()
-        self.index = FaissIVF(self.vectors_NV.shape[1], num_lists, learner.config.trainer.seed)
-        self.index.build(self.vectors_NV, self.ids_N)
 
     def _items(self) -> tuple[Int64s, Floats]:
         items = self.trainer.items
@@ -213,30 +214,8 @@ class Export:
         vectors = torch.cat([items.rows[VECTOR][rows], (bias_N - bias_N.mean()).unsqueeze(1)], dim=1)
         return items.ids.ids_of(rows.numpy()), vectors.numpy()
 
-    def answer(self, requests: Requests, live: OnlineTrainer) -> dict[str, Answer]:
-        queries_BV = self._queries(requests, live)
-        scored = self._tune(queries_BV, requests.budget)
-        ids_Bk = self.index.search(queries_BV, requests.k)
-        return {Nightly.NAME: Answer(ids_Bk, scored), Nightly.FLAT: self._exact(queries_BV, live, requests.k)}
-
-    def _tune(self, queries_BV: Floats, budget: int) -> float:
-        """Probe the fewest lists that hold as many items as the budget, in the mean; how many they hold.
-        Tuned for each batch: lists grow thin during the day, as items leave."""
-        index = self.index
-        for effort in range(1, index.num_lists + 1):
-            index.effort = effort
-            scored = float(index.items_scored(queries_BV).mean())
-            if scored >= budget:
-                break
-        return scored
-
-    def _exact(self, queries_BV: Floats, live: OnlineTrainer, k: int) -> Answer:
-        alive_N = live.items.find(self.ids_N) > 0
-        scores_BN = torch.from_numpy(queries_BV @ self.vectors_NV[alive_N].T)
-        best_Bk = scores_BN.topk(min(k, scores_BN.shape[1]), dim=1).indices
-        return Answer(self.ids_N[alive_N][best_Bk.numpy()], float(alive_N.sum()))
-
-    def _queries(self, requests: Requests, live: OnlineTrainer) -> Floats:
+    def queries(self, requests: Requests, live: OnlineTrainer) -> Floats:
+        """What item vectors are multiplied with, [B, V + 1]."""
         users = self.trainer.user_side(self._request(requests.table, live))
         query_BV = users.item.queries_BQV[:, 0]
         return torch.cat([query_BV, torch.ones(len(query_BV), 1)], dim=1).numpy()
@@ -249,8 +228,41 @@ class Export:
         return replace(self.trainer.request(table), history_BN=torch.where(history_BN > 0, known, 0))
 
 
+class NightlyExport(Export):
+    """An export and its IVF."""
+
+    def __init__(self, learner: Learner, num_lists: int) -> None:
+        super().__init__(learner)
+        self.index = FaissIVF(self.vectors_NV.shape[1], num_lists, learner.config.trainer.seed)
+        self.index.build(self.vectors_NV, self.ids_N)
+
+    def answer(self, requests: Requests, live: OnlineTrainer) -> dict[str, Answer]:
+        queries_BV = self.queries(requests, live)
+        scored = probe(self.index, queries_BV, requests.budget)
+        ids_Bk = self.index.search(queries_BV, requests.k)
+        return {Nightly.NAME: Answer(ids_Bk, scored), Nightly.FLAT: self._exact(queries_BV, live, requests.k)}
+
+    def _exact(self, queries_BV: Floats, live: OnlineTrainer, k: int) -> Answer:
+        alive_N = live.items.find(self.ids_N) > 0
+        scores_BN = torch.from_numpy(queries_BV @ self.vectors_NV[alive_N].T)
+        best_Bk = scores_BN.topk(min(k, scores_BN.shape[1]), dim=1).indices
+        return Answer(self.ids_N[alive_N][best_Bk.numpy()], float(alive_N.sum()))
+
+
+def probe(index: FaissIVF, queries_BV: Floats, budget: int) -> float:
+    """Set the fewest lists that hold as many items as the budget, in the mean; how many they hold.
+    To be called for each batch: lists grow thin as items leave."""
+    for effort in range(1, index.num_lists + 1):
+        index.effort = effort
+        scored = float(index.items_scored(queries_BV).mean())
+        if scored >= budget:
+            break
+    return scored
+
+
 def two_tower(config: LearnerConfig) -> LearnerConfig:
-    """The smallest model of the same inputs: one embedding a tower, a dot product, no nodes."""
+    """The smallest model of the same inputs: one embedding a tower, a dot product, no nodes, and nothing of
+    user and item together."""
     model = config.trainer.model
     one = model.user_tower.model_copy(update={"num_embeddings": 1})
     codebook = model.codebook.model_copy(update={"start_after_steps": NEVER_STARTS})
@@ -263,7 +275,7 @@ def two_tower(config: LearnerConfig) -> LearnerConfig:
         "codebook": codebook,
     }
     trainer = config.trainer.model_copy(update={"model": model.model_copy(update=changes)})
-    return config.model_copy(update={"trainer": trainer})
+    return config.model_copy(update={"trainer": trainer, "interactions": ()})
 
 
 def found(trainer: OnlineTrainer, result: SearchResult) -> Answer:

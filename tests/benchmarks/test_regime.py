@@ -23,6 +23,7 @@ from benchmarks.regime_contenders import (
 )
 from benchmarks.regime_levels import BACK, WINDOWS_PER_DAY, Levels, Line
 from benchmarks.regime_picture import finding
+from benchmarks.world_batches import removal
 from consumers import columns as c
 from consumers.batch import EntityBatch, EntityKind, EventBatch
 from consumers.errors import DataError
@@ -163,7 +164,7 @@ def test_the_frozen_index_keeps_its_leaves_and_loses_only_what_is_removed(race: 
     gone = items.ids.ids_of(placed[:3])
     for change in newest_changes(race):
         frozen.learn(change)
-    frozen.apply(removal(race, gone))
+    frozen.apply(removal(gone))
     after = frozen.refresher.leaves.codes[: len(before)]
     assert (after[placed[:3]] == NOWHERE).all()
     assert np.array_equal(after[placed[3:]], before[placed[3:]])
@@ -204,7 +205,7 @@ def test_the_nightly_model_answers_from_midnight_on_and_never_with_removed_items
     assert first_answer % NIGHT_MS < NIGHT_MS / 10
     answer = nightly.answer(requests)[Nightly.NAME]
     gone = answer.ids_Bk[0, :5]
-    nightly.apply(EntityBatch(EntityKind.ITEM, regime.empty_items(), gone, {}))
+    nightly.apply(removal(gone))
     for name in (Nightly.NAME, Nightly.FLAT):
         ids = nightly.answer(requests)[name].ids_Bk
         assert not np.isin(ids[ids != NO_ANSWER], gone).any(), name
@@ -259,7 +260,3 @@ def newest_changes(race: Race) -> list[EventBatch]:
     find = race.living.learner.trainer.items.find
     batches = [change.batch for change in Stream(TINY, BATCH) if isinstance(change.batch, EventBatch)]
     return [batch for batch in batches if (find(batch.table.column(c.ITEM_ID).to_numpy()) > 0).all()][-3:]
-
-
-def removal(race: Race, ids: np.ndarray) -> EntityBatch:
-    return EntityBatch(EntityKind.ITEM, regime.empty_items(), ids, {})
