@@ -62,10 +62,19 @@ def routes_of(service: Service) -> APIRouter:
 def _add_retrieve(router: APIRouter, service: Service) -> None:
     config = service.config
 
-    router_of_requests = APIRouter(route_class=DirectRoute)
+    async def retrieve(request: Request) -> Response:
+        """All answers are of one version at one epoch. What a user leaves out is taken from the request."""
+        body = await read_body(request, config.limits.max_body_bytes, config.timeout_s)
+        asks = RetrieveIn.model_validate_json(body).check(config.limits).asks()
+        answered = await service.engine.ask(asks, config.timeout_s)
+        service.offer(asks, answered)
+        return Response(_written(answered), headers=_timing(answered), media_type="application/json")
 
-    @router_of_requests.post(
+    router.add_api_route(
         RETRIEVE,
+        retrieve,
+        methods=["POST"],
+        route_class_override=DirectRoute,
         summary="Items for one or many users",
         response_model=RetrieveOut,
         responses=problems_of(
@@ -86,15 +95,6 @@ def _add_retrieve(router: APIRouter, service: Service) -> None:
             }
         },
     )
-    async def retrieve(request: Request) -> Response:
-        """All answers are of one version at one epoch. What a user leaves out is taken from the request."""
-        body = await read_body(request, config.limits.max_body_bytes, config.timeout_s)
-        asks = RetrieveIn.model_validate_json(body).check(config.limits).asks()
-        answered = await service.engine.ask(asks, config.timeout_s)
-        service.offer(asks, answered)
-        return Response(_written(answered), headers=_timing(answered), media_type="application/json")
-
-    router.include_router(router_of_requests)
 
 
 def _add_lookups(router: APIRouter, service: Service) -> None:
