@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.item_knn import GRID, HALF_LIVES, ItemKNN, Popularity
@@ -98,9 +99,9 @@ def _baselines(whole_grids: bool) -> Iterator[Entry]:
     yield Entry("popularity", only, lambda _: Popularity(half_lives))
     yield Entry("item_knn", only, lambda _: ItemKNN(grid=grid))
     for rate in SASREC_RATES[:count]:
-        yield Entry(f"sasrec| lr={rate:g}", only, lambda config, rate=rate: _sasrec(config, rate))  # type: ignore[misc]
+        yield Entry(f"sasrec| lr={rate:g}", only, partial(_sasrec, rate=rate))
     for rate in TWO_TOWER_RATES[:count]:
-        yield Entry(f"two_tower| lr={rate:g}", only, lambda config, rate=rate: _two_tower(config, rate))  # type: ignore[misc]
+        yield Entry(f"two_tower| lr={rate:g}", only, partial(_two_tower, rate=rate))
 
 
 def _sasrec(config: LearnerConfig, rate: float) -> SASRec:

@@ -32,6 +32,7 @@ from consumers.batch import EventBatch
 from trainers.embedding import ACCUMULATOR, WEIGHT
 from trainers.entities import BORN, LAST_SEEN, NUMBERS, SLOTS, VECTOR, event_hours
 from trainers.features import Int64s
+from trainers.losses import other_positives
 from trainers.monn import MoNN, UserQueries
 from trainers.rows import GrowingRows
 from trainers.trainer import CALIBRATION_SPEED, OnlineTrainer
@@ -220,7 +221,7 @@ class PlainTorch:
         regularizers = codebook.config.reconstruction_weight * gap
         regularizers = regularizers + codebook.config.balance_weight * codebook.balance_loss(0, drawn_only)
         masked_BC, log_q_C = (
-            _others(events.user_B, own_B, len(candidates_C)),
+            other_positives(events.user_B, own_B, len(candidates_C)),
             self._log_q(candidates_C, len(own_B)),
         )
         item_loss = _softmax_loss(model.ensemble(logits_BC, node_BC), own_B, log_q_C, masked_BC)
@@ -285,16 +286,6 @@ def _looked_up(rows: dict[int, int], ids: Int64s) -> Tensor:
 def _mean(values_BND: Tensor, weights_BN: Tensor) -> Tensor:
     shares_BN = weights_BN / weights_BN.sum(1, keepdim=True).clamp_min(1e-6)
     return torch.bmm(shares_BN.unsqueeze(1), values_BND).squeeze(1)
-
-
-def _others(user_B: Tensor, own_B: Tensor, num_candidates: int) -> Tensor:
-    """bool [B, C]: what the event's user liked in the same batch, but the event's own item."""
-    users, at_B = torch.unique(user_B, return_inverse=True)
-    liked_UC = torch.zeros((len(users), num_candidates), dtype=torch.bool)
-    liked_UC[at_B, own_B] = True
-    masked_BC = liked_UC[at_B]
-    masked_BC[torch.arange(len(user_B)), own_B] = False
-    return masked_BC
 
 
 def _softmax_loss(logits_BC: Tensor, own_B: Tensor, log_q_C: Tensor, masked_BC: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 from index_refresh.leaf_lists import Int32s, Int64s
 from index_refresh.scan import NO_ITEM, interest_table, walker
 from trainers.hsnn import HSNN, UserSide
-from trainers.interactions import InvertedIndex, item_keys, value_keys
+from trainers.interactions import InvertedIndex, candidate_keys
 from trainers.monn import UserQueries
 
 __all__ = ["NO_ITEM", "BeamSearch", "IndexView", "SearchResult", "search", "search_flat"]
@@ -257,8 +257,7 @@ def _matches(users: UserSide, index: IndexView, rows_C: Int64s, slots_C: Int64s)
     interests, crosses_BQX = users.interests, users.item.crosses_BQX
     if interests is None or crosses_BQX is None:
         return None
-    values_CA = value_keys(index.attributes_SA[slots_C][:, index.columns])
-    keys_CS = np.concatenate([values_CA, item_keys(rows_C)[:, None]], axis=1)
+    keys_CS = candidate_keys(index.attributes_SA[slots_C][:, index.columns], rows_C)
     return InvertedIndex(keys_CS).features(interests, crosses_BQX.shape[2])
 
 

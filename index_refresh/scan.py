@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from trainers.interactions import NUMBERS_A_PAIR
+
 # What an empty place scores; below every logit a network can give, and finite.
 NO_ITEM = -1e30
 # Candidates kept beside the best k before the rest is thrown out: keeps the buffer inside the cache, and
@@ -194,22 +196,20 @@ def interest_table(keys_J, weights_J3, pairs_J, crosses_QX):  # type: ignore[no-
             continue
         at = place_of(table_T, keys_J[j])
         table_T[at] = keys_J[j]
-        for n in range(3):
+        for n in range(NUMBERS_A_PAIR):
             for q in range(len(crosses_QX)):
-                gains_TQ[at, q] += weights_J3[j, n] * crosses_QX[q, 3 * pairs_J[j] + n]
+                gains_TQ[at, q] += weights_J3[j, n] * crosses_QX[q, NUMBERS_A_PAIR * pairs_J[j] + n]
     return table_T, gains_TQ
 
 
 @njit(nogil=True)
 def add_gain(key, user, extra_Q):  # type: ignore[no-untyped-def]
-    """Add what a value adds, if the user looks for it; whether there is anything now."""
+    """Add what a value adds, if the user looks for it."""
     table_T, gains_TQ = user[3], user[4]
     at = place_of(table_T, key)
-    if table_T[at] == 0:
-        return False
-    for q in range(len(extra_Q)):
-        extra_Q[q] += gains_TQ[at, q]
-    return True
+    if table_T[at] != 0:
+        for q in range(len(extra_Q)):
+            extra_Q[q] += gains_TQ[at, q]
 
 
 @njit(nogil=True)

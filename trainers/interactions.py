@@ -118,7 +118,6 @@ class InteractionReader:
         places = [np.arange(*items.features.slots_of(name)) for name in features]
         self.columns = np.concatenate([np.empty(0, dtype=np.int64), *places])
         """Columns of the items' slots that the pairs read."""
-        self.has_items_themselves = any(pair.item == c.ITEM_ID for pair in interactions)
 
     def __len__(self) -> int:
         return len(self._interactions)
@@ -142,10 +141,7 @@ class InteractionReader:
     def values(self, rows_C: Tensor) -> Int64s:
         """Values of items that the pairs may match, int64 [C, S]."""
         slots_CA = self._items.rows[SLOTS][rows_C][:, torch.from_numpy(self.columns)].numpy()
-        values_CA = value_keys(slots_CA)
-        if not self.has_items_themselves:
-            return values_CA
-        return np.concatenate([values_CA, item_keys(rows_C.numpy())[:, None]], axis=1)
+        return candidate_keys(slots_CA, rows_C.numpy())
 
     def add_nodes_met(
         self, interests: Interests, leaf_of_R: npt.NDArray[np.int32], leaves_a_node: int, found_BXK: Tensor
@@ -225,6 +221,11 @@ def value_keys(slots: npt.NDArray[np.integer]) -> Int64s:
     return np.where(slots > 0, 2 * slots.astype(np.int64) + 1, 0)
 
 
+def candidate_keys(slots_CA: npt.NDArray[np.integer], rows_C: Int64s) -> Int64s:
+    """Everything that an interest may match in items: their values, and the items themselves, [C, S]."""
+    return np.concatenate([value_keys(slots_CA), item_keys(rows_C)[:, None]], axis=1)
+
+
 @njit(nogil=True)
 def _weigh(keys_BJ, ends, recency_J, weights_BJ3):  # type: ignore[no-untyped-def]
     """Weights of all interests, pair by pair; ``ends`` is where each pair ends. Places of a pair stand newest
@@ -257,11 +258,11 @@ def _add_matches(keys_BJ, first_BJ, weights_BJ3, pairs_J, weight, keys_E, candid
             key = keys_BJ[b, j]
             if key == 0:
                 continue
-            x = 3 * pairs_J[j]
+            x = NUMBERS_A_PAIR * pairs_J[j]
             e = first_BJ[b, j]
             while e < len(keys_E) and keys_E[e] == key:
                 candidate = candidates_E[e]
-                for n in range(3):
+                for n in range(NUMBERS_A_PAIR):
                     found_BXC[b, x + n, candidate] += weights_BJ3[b, j, n] * weight
                 e += 1
 
@@ -273,6 +274,6 @@ def _add_nodes_met(keys_BJ, columns, weights_BJ3, pairs_J, leaf_of_R, leaves_a_n
             row = keys_BJ[b, j] // 2
             if row == 0 or row >= len(leaf_of_R) or leaf_of_R[row] < 0:
                 continue
-            x, node = 3 * pairs_J[j], leaf_of_R[row] // leaves_a_node
-            for n in range(3):
+            x, node = NUMBERS_A_PAIR * pairs_J[j], leaf_of_R[row] // leaves_a_node
+            for n in range(NUMBERS_A_PAIR):
                 found_BXK[b, x + n, node] += weights_BJ3[b, j, n]

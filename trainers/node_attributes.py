@@ -43,6 +43,8 @@ class NodeAttributes:
         self._reader, self._leaves_a_node, self.members = reader, leaves_a_node, members
         self.values_KM = torch.zeros((num_nodes, members * len(reader.columns)), dtype=torch.int64)
         self._leaves: HasLeaves | None = None
+        self._index: InvertedIndex | None = None
+        """Posting lists of the values as they are, once somebody asked: a server's never change."""
 
     def follow(self, leaves: HasLeaves) -> None:
         """Look up leaves there from now on."""
@@ -51,10 +53,13 @@ class NodeAttributes:
     def take(self, nodes: Int64s, slots_NMA: Tensor) -> None:
         """Let members speak for ``nodes``; their slots, 0 where a node has fewer members."""
         self.values_KM[nodes] = torch.from_numpy(value_keys(slots_NMA.flatten(1).numpy()))
+        self._index = None
 
     def features(self, interests: Interests) -> Tensor:
         """Interaction features of users with every node, float32 [B, X, K]."""
-        index = InvertedIndex(self.values_KM.numpy(), 1.0 / self.members)
+        # Of one version any number of threads may ask: each finds an index of the same values, or makes it.
+        index = self._index or InvertedIndex(self.values_KM.numpy(), 1.0 / self.members)
+        self._index = index
         found_BXK = index.features(interests, self._reader.num_features)
         if self._leaves is not None:
             self._reader.add_nodes_met(interests, self._leaves.codes, self._leaves_a_node, found_BXK)
@@ -67,3 +72,4 @@ class NodeAttributes:
     def load(self, state: Mapping[str, Tensor]) -> None:
         if len(self._reader):
             self.values_KM.copy_(state[VALUES])
+            self._index = None

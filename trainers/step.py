@@ -61,6 +61,10 @@ class Events:
         return len(self.item_rows_B)
 
     @property
+    def num_positive(self) -> int:
+        return int((self.label_B > 0).sum())
+
+    @property
     def columns(self) -> Columns:
         return columns_of(self.request, self.item_rows_B, self.label_B, self.weight_B)
 
@@ -122,7 +126,7 @@ class TrainingStep:
         return StepReport(
             step=trainer.step,
             num_events=len(self.own),
-            num_positive=int((self.own.label_B > 0).sum()),
+            num_positive=self.own.num_positive,
             item_loss=item_loss.item(),
             node_loss=node_loss.item(),
             touched_rows=np.unique(self.own.item_rows_B.numpy()),
@@ -133,8 +137,7 @@ class TrainingStep:
 
     def _reported(self, click_logits_B: Tensor | None) -> Tensor | None:
         """Predictions of the own events: what is replayed was learnt before, and proves nothing."""
-        num_positive = int((self.own.label_B > 0).sum())
-        if click_logits_B is None or not 0 < num_positive < len(self.own):
+        if click_logits_B is None or not 0 < self.own.num_positive < len(self.own):
             return None
         return click_logits_B[: len(self.own)].detach()
 
