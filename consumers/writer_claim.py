@@ -3,7 +3,8 @@
 The claim is a static member of the group ``<group_id>.writer.<lineage>`` and reads nothing. A daemon that
 comes second finds the first one's member there and stops, unless that member is its own home's, whose process
 is dead, because this one owns the home. A daemon that the broker took for dead and that still runs is fenced
-by whoever came after it: it finds that one's member in the place of its own, and stops.
+by whoever came after it: it finds that one's member in the place of its own, and stops. Whoever came and went
+meanwhile left its name among the group's committed offsets, which outlive members.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import logging
 import math
 import threading
 import time
+import uuid
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.admin import KafkaAdminClient, MemberToRemove
 from kafka.errors import FencedInstanceIdError, KafkaError
 
@@ -33,6 +35,11 @@ _REQUEST_MS = 5_000
 _LOOK_AGAIN_S = 1.0
 _TELL_AGAIN_S = 60.0
 _MEMBER = "writer"
+
+
+def _now() -> float:
+    """Seconds that go on while the machine is suspended, as the broker's do."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class _Holder(NamedTuple):
@@ -55,7 +62,9 @@ class WriterClaim:
         self._config = config
         self.group = f"{config.group_id}.writer.{lineage}"
         self._owner = owner
+        self._name = uuid.uuid4().hex
         self._was_held = False
+        self._is_signed = False
         self._confirmed_at = -math.inf
         self._told_at = -math.inf
         self._stopping = threading.Event()
@@ -78,7 +87,7 @@ class WriterClaim:
                 f"group {self.group} cannot be joined: {error!r}. Allow groups with the prefix "
                 f"{self._config.group_id}, or set `kafka.fencing` to false where nobody else can write it"
             ) from error
-        self._confirmed_at = time.monotonic()
+        self._confirmed_at = _now()
         self._thread.start()
         return self
 
@@ -103,7 +112,7 @@ class WriterClaim:
     def is_confirmed(self) -> bool:
         """False where the broker did not answer for a session's length, or this process stood still for it:
         somebody else may write by now, and ``check`` does not know of it yet."""
-        return time.monotonic() - self._confirmed_at < _SESSION_MS / 1_000
+        return _now() - self._confirmed_at < _SESSION_MS / 1_000
 
     def _holder(self) -> _Holder | None:
         """Who holds the claim now; None where nobody does."""
@@ -153,8 +162,11 @@ class WriterClaim:
         looked_at = 0.0
         while not self._stopping.is_set() and self._error is None:
             try:
-                self._consumer.poll(timeout_ms=_POLL_MS)
-                if time.monotonic() - looked_at > _HEARTBEAT_MS / 1_000:
+                if self._was_held and not self.is_confirmed:
+                    self._look()  # first: to poll may take the claim back from who holds it now
+                if self._error is None:
+                    self._consumer.poll(timeout_ms=_POLL_MS)
+                if self._error is None and time.monotonic() - looked_at > _HEARTBEAT_MS / 1_000:
                     looked_at = time.monotonic()
                     self._look()
             except FencedInstanceIdError:
@@ -173,18 +185,39 @@ class WriterClaim:
     def _look(self) -> None:
         """Find out whether somebody took over. The client may not say: a refused heartbeat of a static member
         only switches its heartbeats off, and ``poll`` goes on as if nothing had happened."""
-        asked_at = time.monotonic()
+        asked_at = _now()
+        ours = self._member_id()
+        self._was_held |= bool(ours)  # the broker lets us in before it tells us our id
         found = self._holder()
-        if found is None:
-            self._confirmed_at = asked_at
-            return
-        is_ours = found.member_id == self._consumer.group_metadata().member_id
-        self._was_held |= is_ours
-        # Before that it is our predecessor, whose place we are just taking.
-        if self._was_held and not is_ours:
+        if found is None and self._is_signed and self._signature() not in ("", self._name):
+            self._fenced("another daemon, which has left again,")
+        elif found is not None and found.member_id in {ours, self._member_id()}:
+            self._sign()
+        elif found is not None and self._was_held:  # before that our predecessor, whose place we just take
             self._fenced(f"another daemon ({found.owner})")
-        else:
+        if self._error is None:
             self._confirmed_at = asked_at
+
+    def _member_id(self) -> str:
+        """What the broker calls us; empty while it does not know us."""
+        return str(self._consumer.group_metadata().member_id)
+
+    def _sign(self) -> None:
+        """Leave our name for a writer that sleeps now and finds nobody here when it wakes."""
+        if not self._is_signed:
+            signature = OffsetAndMetadata(0, self._name, -1)
+            self._consumer.commit({self._page: signature}, timeout_ms=_REQUEST_MS)
+            self._is_signed = True
+
+    def _signature(self) -> str:
+        """The last writer's name; empty where the broker has forgotten it."""
+        committed = self._consumer.committed(self._page, metadata=True, timeout_ms=_REQUEST_MS)
+        return committed.metadata if committed is not None else ""
+
+    @property
+    def _page(self) -> TopicPartition:
+        """Where the group keeps the name: no offset of its own means anything."""
+        return TopicPartition(self._config.event_topic, 0)
 
     def _fenced(self, by: str) -> None:
         self._error = FencedError(

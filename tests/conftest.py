@@ -32,6 +32,9 @@ ProducerFactory = Callable[..., KafkaProducer]
 BROKER_KINDS = ["env"] if os.environ.get(SERVERS_VARIABLE) else ["embedded", "kafka"]
 REQUIRE_KAFKA = os.environ.get("HSNN_REQUIRE_KAFKA") == "1"
 
+# The limit in pyproject.toml catches a hang; a loop of kills on a machine that others use as well is no hang.
+SLOW_TEST_LIMIT_S = 1_800
+
 _topic_numbers = itertools.count()
 
 
@@ -39,6 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"bootstrap_servers", "needs_kafka"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.broker)
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TEST_LIMIT_S))
 
 
 @pytest.fixture(scope="session")

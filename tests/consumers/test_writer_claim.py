@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -17,6 +20,52 @@ from consumers.writer_claim import WriterClaim
 
 MakeTopic = Callable[..., str]
 WAIT_S = 30.0
+SHORTEST_SESSION_MS = 6_000
+"""The least that brokers allow."""
+
+# A writer that tells when the broker has let it in, and what ends it.
+WRITER = f"""
+import sys, time
+from consumers import writer_claim
+from consumers.errors import FencedError
+from consumers.kafka_config import KafkaConfig
+
+servers, topic, lineage, until = sys.argv[1:]
+writer_claim._SESSION_MS = {SHORTEST_SESSION_MS}
+config = KafkaConfig(bootstrap_servers=servers, event_topic=topic)
+with writer_claim.WriterClaim(config, lineage, "here") as claim:
+    while not (claim._is_signed if until == "signed" else claim._member_id()):
+        time.sleep(0.001)
+    print("joined", flush=True)
+    try:
+        while True:
+            claim.check()
+            time.sleep(0.05)
+    except FencedError as error:
+        print(error, flush=True)
+"""
+
+
+@contextmanager
+def a_writer_that_sleeps(claim: WriterClaim, until: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds what ``claim`` asks for, stopped as soon as it has come so far."""
+    config = claim._config
+    servers, lineage = str(config.bootstrap_servers), claim.group.rpartition(".")[2]
+    command = [sys.executable, "-c", WRITER, servers, config.event_topic, lineage, until]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "joined\n"
+            process.send_signal(signal.SIGSTOP)
+            yield process
+        finally:
+            process.kill()
+
+
+def woken(process: subprocess.Popen[str]) -> str:
+    """What a writer that slept says at its end."""
+    process.send_signal(signal.SIGCONT)
+    return process.communicate(timeout=WAIT_S)[0]
 
 
 @pytest.fixture
@@ -51,7 +100,7 @@ def until_fenced(claim: WriterClaim) -> FencedError:
 def test_a_second_writer_elsewhere_stops_and_the_first_goes_on(
     claim: Callable[..., WriterClaim], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_claim, "_SESSION_MS", 6_000)  # the least that brokers allow
+    monkeypatch.setattr(writer_claim, "_SESSION_MS", SHORTEST_SESSION_MS)
     with claim("here") as first:
         until_joined(first)
         began = time.monotonic()
@@ -89,3 +138,26 @@ def test_a_writer_that_left_in_order_makes_room(claim: Callable[..., WriterClaim
     with claim("elsewhere") as second:
         until_joined(second)
         second.check()
+
+
+@pytest.mark.parametrize("bootstrap_servers", ["kafka"], indirect=True)
+@pytest.mark.parametrize("until", ["joined", "signed"])
+def test_a_writer_that_slept_and_finds_another_in_its_place_stops(
+    claim: Callable[..., WriterClaim], until: str
+) -> None:
+    with a_writer_that_sleeps(claim("elsewhere"), until) as sleeper, claim("elsewhere") as second:
+        until_joined(second)
+        assert "another daemon (elsewhere) took over this state" in woken(sleeper)
+        time.sleep(2 * writer_claim._HEARTBEAT_MS / 1_000)
+        second.check()
+
+
+@pytest.mark.parametrize("bootstrap_servers", ["kafka"], indirect=True)
+def test_a_writer_that_slept_while_another_came_and_went_stops(claim: Callable[..., WriterClaim]) -> None:
+    with a_writer_that_sleeps(claim("elsewhere"), "signed") as sleeper:
+        with claim("elsewhere") as second:
+            give_up = time.monotonic() + WAIT_S
+            while not second._is_signed:
+                assert time.monotonic() < give_up
+                time.sleep(0.05)
+        assert "another daemon, which has left again, took over this state" in woken(sleeper)
