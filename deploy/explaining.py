@@ -49,7 +49,7 @@ def explain(retrieval: Retrieval, ask: Ask) -> dict[str, Any]:
 
 
 # Of an item that waits beside the index, and has no leaf yet.
-_NO_REASON = {"leaf": None, "item_part": None, "node_part": None}
+_NO_REASON = {"leaf": None, "item_part": None, "node_part": None, "named": False}
 
 
 def _walk(retrieval: Retrieval, asked: Prepared) -> Walk:
@@ -70,6 +70,7 @@ def _parts(retrieval: Retrieval, walk: Walk, items: Int64s) -> dict[int, dict[st
             "leaf": names[walk.leaves_M[m]],
             "item_part": float(walk.own_M[m]),
             "node_part": float(walk.shares_M[m]),
+            "named": bool(walk.named_M[m]),
         }
         for m in np.flatnonzero(np.isin(ids_M, items)).tolist()
     }

@@ -4,10 +4,12 @@ The last beam is bounded by items, not by leaves: leaves are taken, best first a
 popular members first, until the budget is reached. So the cost of a request does not depend on how full the
 leaves it likes are, and the popular items of a fair leaf come before the last ones of the best. What
 multiplies users with nodes is one matrix product a level for a whole batch; the walk of each user through
-the index runs in compiled numba kernels (``scan.py``), which free the interpreter's lock.
+the index runs in compiled numba kernels (``scan.py``), which free the interpreter's lock. Where interactions
+are declared, a part of the budget goes first to items that the user's interests name (``scan_heads.py``).
 
 Shapes: B users, K nodes of a level, P leaves, S slots (rows of ``vectors``), R item rows, V item vector,
-N live items, k answers, A columns of declared item features, X interaction features.
+N live items, k answers, A columns of declared item features, X interaction features, U values of features, M
+items of a head.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from index_refresh.leaf_lists import Int32s, Int64s
 from index_refresh.scan import NO_ITEM, interest_table, walker
+from index_refresh.scan_heads import choose
 from trainers.hsnn import HSNN, UserSide
 from trainers.interactions import InvertedIndex, candidate_keys
 from trainers.monn import UserQueries
@@ -36,6 +39,7 @@ Mask = npt.NDArray[np.bool_]
 _NOTHING_BLOCKED = np.zeros(0, dtype=np.bool_)
 _NO_SCALES = np.zeros(0, dtype=np.float32)
 _NO_ATTRIBUTES = np.zeros((0, 0), dtype=np.int32)
+_NO_LEAVES = np.zeros(0, dtype=np.int32)
 _NO_COLUMNS = np.zeros(0, dtype=np.int64)
 # Items whose interaction features a flat search holds at a time: those of a large catalogue with every user
 # would not fit the memory.
@@ -80,8 +84,21 @@ class IndexView:
     columns: Int64s = field(default_factory=lambda: _NO_COLUMNS)
     """Of the attributes: those that interactions read."""
 
+    heads_UM: Int32s = field(default_factory=lambda: _NO_ATTRIBUTES)
+    """Item rows that a search meets for each value that its user looks for; 0 where there is none."""
+    leaves_R: Int32s = field(default_factory=lambda: _NO_LEAVES)
+    """Leaf of each item row, negative where it has none; what is beyond the end has none either."""
+    slots_R: Int32s = field(default_factory=lambda: _NO_LEAVES)
+    """Slot of each item row; its own number where there is no such list."""
+    head_share: float = 0.0
+    """Part of a budget that may go to what interests name."""
+
     def __len__(self) -> int:
         return int(self.sizes_P.sum())
+
+    def quota(self, budget: int) -> int:
+        """Items of a budget that interests may name."""
+        return int(self.head_share * min(budget, len(self.leaves_R)))
 
     def members(self) -> tuple[Int64s, Int64s, Int64s]:
         """Rows, slots and leaves of all items, leaf after leaf."""
@@ -164,11 +181,22 @@ class BeamSearch:
             mask, wanted = masks[user], ks[user]
             at_least = 0 if mask is None else _CHOICE * wanted
             out = rows_Bk[user, :wanted], scores_Bk[user, :wanted]
-            return self._walk(*self._request(sides, gains, user, mask), budgets[user], at_least, *out)
+            limits = budgets[user], at_least, self.index.quota(budgets[user])
+            return self._walk(*self._request(sides, gains, user, mask), limits, *out)
 
         scored = list((map if pool is None else pool.map)(answer, range(num_users)))
         scores, order_Bk = torch.from_numpy(scores_Bk).sort(dim=1, descending=True, stable=True)
         return SearchResult(torch.from_numpy(rows_Bk).gather(1, order_Bk), scores, torch.tensor(scored))
+
+    @torch.no_grad()
+    def named(self, users: UserSide, budget: int, blocked: Mask | None = None) -> Int64s:
+        """Item rows that a search for the first of ``users`` meets because interests name them."""
+        gains = self._gains(users)
+        if not gains:
+            return np.empty(0, dtype=np.int64)
+        request = self._request(self._sides(users), gains, 0, blocked)
+        user, items, heads, blocked_R = request[3:]
+        return np.asarray(choose(user, items, heads, blocked_R, self.index.quota(budget)))
 
     def _sides(self, users: UserSide) -> tuple[list[list[Any]], list[Any]]:
         """Arrays of all users: of each level of nodes, and of the items."""
@@ -212,6 +240,7 @@ class BeamSearch:
             (index.run, index.centres_P, index.lifts_P),
             (queries_BQV[user], gates_BH[user], offsets_H, *(gains[user] if gains else _NO_GAINS)),
             (index.vectors_SV, index.scales_S, index.biases_S, index.attributes_SA, index.columns),
+            (index.heads_UM, index.leaves_R, index.slots_R),
             _NOTHING_BLOCKED if mask is None else mask,
         )
 

@@ -4,12 +4,13 @@ It takes the same decisions as ``BeamSearch`` over the same index and keeps what
 that survived, every leaf that was read, and both parts of an item's score. Plain tensors and a heap in
 Python; for a person who asks about one user, not for traffic.
 
-Shapes: K nodes of a level, D width, P leaves, S slots, M items that were scored.
+Shapes: K nodes of a level, D width, P leaves, R item rows, M items that were scored.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from index_refresh.beam_search import Floats, IndexView, Mask, item_logits
+from index_refresh.beam_search import BeamSearch, Floats, IndexView, Mask, item_logits, leaf_logits
 from index_refresh.leaf_lists import Int64s
 from index_refresh.tree import path_of
 from trainers.hsnn import HSNN, UserSide
@@ -53,7 +54,7 @@ class ReadLeaf:
     logit: float
     items: int
     met: int
-    """Its first so many items, the most popular ones first."""
+    """Its first so many items, the most popular ones first; 0 where only interests led into the leaf."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class Walk:
     """The item's own part: how the networks of items score it, with its bias."""
     shares_M: Floats
     """Its leaf's part."""
+    named_M: Mask
+    """Met because the user's interests name it, wherever it is."""
 
     @property
     def scores_M(self) -> Floats:
@@ -91,32 +94,53 @@ def explain_search(
 ) -> Walk:
     """What a search for the only user of ``user`` does; arguments as those of ``BeamSearch`` and its call."""
     walked, logits_K, leaves_K = _down(model, index, beams if blocked_R is None else (), user)
-    logits_P, leaves_P = logits_K.numpy(), leaves_K.numpy()
-    read = _runs(index, logits_P, leaves_P, budget, 0 if blocked_R is None else _CHOICE * k, blocked_R)
-    order = list(dict.fromkeys(place for place, _ in read))
-    slots_M = np.concatenate([slots for _, slots in read]) if read else np.empty(0, dtype=np.int64)
-    of_leaf = {place: number for number, place in enumerate(order)}
-    numbers = np.array([of_leaf[place] for place, _ in read], dtype=np.int64)
-    leaves_M = np.repeat(numbers, [len(slots) for _, slots in read] if read else 0)
-    allowed_M = _allowed(index.rows[slots_M], blocked_R)
+    named_rows = BeamSearch(model, index, beams).named(user, budget, blocked_R)
+    limits = budget, 0 if blocked_R is None else _CHOICE * k
+    read = _runs(index, logits_K.numpy(), leaves_K.numpy(), limits, blocked_R, named_rows)
+    rows_M, slots_M, leaf_M = _scored(index, read, named_rows, blocked_R)
+    logits_P = leaf_logits(model, user)[0].numpy() if index.nodes else np.zeros(1, dtype=np.float32)
+    leaves = _read_leaves(index, logits_P, read, leaf_M)
+    numbers = {leaf: number for number, leaf in enumerate(leaves)}
     weight = float(model.ensemble_weight) if index.nodes else 0.0
-    met = np.bincount(leaves_M, minlength=len(order)).tolist()
-    leaves = [
-        ReadLeaf(
-            path_of(int(leaves_P[p]), index.nodes), float(logits_P[p]), int(index.sizes_P[leaves_P[p]]), count
-        )
-        for p, count in zip(order, met, strict=True)
-    ]
-    places_M, leaves_M = slots_M[allowed_M], leaves_M[allowed_M]
-    node_logits = np.array([leaf.logit for leaf in leaves], dtype=np.float32)
     return Walk(
         beams=walked,
-        leaves=leaves,
-        rows_M=index.rows[places_M].astype(np.int64),
-        leaves_M=leaves_M,
-        own_M=_item_logits(index, user, places_M),
-        shares_M=np.float32(weight) * node_logits[leaves_M],
+        leaves=list(leaves.values()),
+        rows_M=rows_M,
+        leaves_M=np.array([numbers[leaf] for leaf in leaf_M.tolist()], dtype=np.int64),
+        own_M=np.asarray(item_logits(user, index, rows_M, slots_M)[0].numpy(), dtype=np.float32),
+        shares_M=np.float32(weight) * logits_P[leaf_M],
+        named_M=np.arange(len(rows_M)) < len(named_rows),
     )
+
+
+def _scored(
+    index: IndexView, read: list[tuple[int, Int64s]], named_rows: Int64s, blocked_R: Mask | None
+) -> tuple[Int64s, Int64s, Int64s]:
+    """Rows, slots and leaves of the items that were scored: those that interests name, then those of runs."""
+    places = np.concatenate([np.empty(0, dtype=np.int64), *(places for _, places in read)])
+    leaves = np.repeat([leaf for leaf, _ in read], [len(places) for _, places in read]).astype(np.int64)
+    rows = index.rows[places].astype(np.int64)
+    scored = _allowed(rows, blocked_R) & ~np.isin(rows, named_rows)
+    named_slots = index.slots_R[named_rows] if len(index.slots_R) else named_rows
+    return (
+        np.concatenate([named_rows, rows[scored]]),
+        np.concatenate([named_slots, index.slots[places[scored]]]).astype(np.int64),
+        np.concatenate([index.leaves_R[named_rows], leaves[scored]]).astype(np.int64),
+    )
+
+
+def _read_leaves(
+    index: IndexView, logits_P: Floats, read: list[tuple[int, Int64s]], leaf_M: Int64s
+) -> dict[int, ReadLeaf]:
+    """Leaves by number in the order in which they came up; those that only interests led into come last."""
+    met = Counter(dict.fromkeys([leaf for leaf, _ in read] + leaf_M.tolist(), 0))
+    for leaf, places in read:
+        met[leaf] += len(places)
+    sizes_P = index.sizes_P
+    return {
+        leaf: ReadLeaf(path_of(leaf, index.nodes), float(logits_P[leaf]), int(sizes_P[leaf]), count)
+        for leaf, count in met.items()
+    }
 
 
 def _down(
@@ -154,22 +178,29 @@ def _named(paths: Tensor, logits: Tensor, nodes: tuple[int, ...]) -> list[Scored
 
 
 def _runs(
-    index: IndexView, logits_P: Floats, leaves_P: Int64s, budget: int, at_least: int, blocked_R: Mask | None
+    index: IndexView,
+    logits_P: Floats,
+    leaves_P: Int64s,
+    limits: tuple[int, int],
+    blocked_R: Mask | None,
+    named_rows: Int64s,
 ) -> list[tuple[int, Int64s]]:
-    """What is read, run by run: place among the leaves, and places in ``index.rows``."""
+    """What is read, run by run: the leaf, and places in ``index.rows``."""
+    budget, at_least = limits
     lifts = index.lifts_P[leaves_P] if index.run else np.zeros(len(leaves_P), dtype=np.float32)
     heap = [(-(logit + lift), n) for n, (logit, lift) in enumerate(zip(logits_P, lifts, strict=True))]
     heapq.heapify(heap)
-    taken, read, met, allowed = [0] * len(leaves_P), [], 0, 0
+    taken, read, met, allowed = [0] * len(leaves_P), [], len(named_rows), len(named_rows)
     while heap and (met < budget or allowed < at_least):
         _, n = heap[0]
-        leaf = leaves_P[n]
+        leaf = int(leaves_P[n])
         size, first = int(index.sizes_P[leaf]), taken[n]
         taken[n] = min(first + index.run, size) if index.run else size
         places = index.starts_P[leaf] + np.arange(first, taken[n])
-        read.append((n, places))
+        read.append((leaf, places))
         met += len(places)
-        allowed += int(_allowed(index.rows[places], blocked_R).sum())
+        rows = index.rows[places].astype(np.int64)
+        allowed += int((_allowed(rows, blocked_R) & ~np.isin(rows, named_rows)).sum())
         if taken[n] == size:
             heapq.heappop(heap)
         else:
@@ -189,8 +220,3 @@ def _allowed(rows: Int64s, blocked_R: Mask | None) -> Mask:
         return np.ones(len(rows), dtype=np.bool_)
     known = np.minimum(rows, len(blocked_R) - 1)
     return np.asarray((rows >= len(blocked_R)) | ~blocked_R[known])
-
-
-def _item_logits(index: IndexView, user: UserSide, places_M: Int64s) -> Floats:
-    rows_M, slots_M = index.rows[places_M].astype(np.int64), index.slots[places_M].astype(np.int64)
-    return np.asarray(item_logits(user, index, rows_M, slots_M)[0].numpy(), dtype=np.float32)

@@ -60,6 +60,13 @@ class RefreshConfig(BaseModel):
         ge=0,
         description="Most items moved a training step, those with most to gain first: bounds churn",
     )
+    head_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Part of a search's budget for items that the user's interests name, wherever they are "
+        "in the index; nothing where no interactions are declared",
+    )
     repair: RepairConfig = Field(RepairConfig())
     expire_after_days: float | None = Field(
         None, gt=0, description="Days of stream without event or catalogue message after which an item leaves"
@@ -170,7 +177,13 @@ class Refresher:
         reader = self.trainer.interactions
         if not len(reader):
             return {}
-        return {"attributes_SA": self.trainer.items.rows[SLOTS].numpy(), "columns": reader.columns}
+        return {
+            "attributes_SA": self.trainer.items.rows[SLOTS].numpy(),
+            "columns": reader.columns,
+            "heads_UM": self.trainer.heads.rows_UM,
+            "leaves_R": self.leaves.codes,
+            "head_share": self.config.head_share if self.is_ready else 0.0,
+        }
 
     def snapshot(self, model_version: str, quantized: bool = False) -> Snapshot:
         """An immutable copy in leaf order, for any number of threads."""
@@ -230,8 +243,15 @@ class Refresher:
         if hysteresis is not None:
             self._bound(moving, gain_N)
         self._apply(rows, best_N.numpy(), (old_N == NOWHERE).numpy(), moving.numpy())
+        self._offer(rows)
         now_N = torch.from_numpy(self.leaves.codes[rows].astype(np.int64))
         self._similarity_L.lerp_(item_similarity(z_ND, now_N, levels.nodes), _NEWS if self.epoch > 1 else 1.0)
+
+    def _offer(self, rows: Int64s) -> None:
+        """Let ``rows`` into the heads of their values."""
+        items, heads = self.trainer.items, self.trainer.heads
+        slots_RA, biases_R = items.rows[SLOTS].numpy(), items.rows[BIAS].numpy()
+        heads.offer(rows, items.features.rows.num_rows, slots_RA, biases_R, self.leaves.codes)
 
     def _bound(self, moving_N: Tensor, gain_N: Tensor) -> None:
         """Keep the moves with most to gain, as many as may happen at a time."""

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from index_refresh.kernels import add_ancestors, keep_best, lowest, place_of, sink
+from index_refresh.scan_heads import choose, is_in, leaf_logit, new_set
 from trainers.interactions import NUMBERS_A_PAIR
 
 # What an empty place scores; below every logit a network can give, and finite.
@@ -58,57 +60,6 @@ def expand(level, parents_n, logits_n, nodes_L, side):  # type: ignore[no-untype
 
 
 @njit(nogil=True)
-def add_ancestors(level, path, nodes_L, first, products_QK, base_Q):  # type: ignore[no-untyped-def]
-    """Products of the user's queries with the sum of a path's nodes above ``level``, into ``base_Q``."""
-    for q in range(len(base_Q)):
-        base_Q[q] = 0.0
-    for above in range(level - 1, -1, -1):
-        first -= nodes_L[above]
-        for q in range(len(base_Q)):
-            base_Q[q] += products_QK[q, first + path % nodes_L[above]]
-        path //= nodes_L[above]
-
-
-@njit(nogil=True)
-def keep_best(scores, things, count, k):  # type: ignore[no-untyped-def]
-    """Bring the ``k`` largest of the first ``count`` scores, with their things, to the front, unordered."""
-    low, high = 0, count - 1
-    while low < high:
-        pivot = scores[(low + high) // 2]
-        left, right = low, high
-        while left <= right:
-            while scores[left] > pivot:
-                left += 1
-            while scores[right] < pivot:
-                right -= 1
-            if left <= right:
-                scores[left], scores[right] = scores[right], scores[left]
-                things[left], things[right] = things[right], things[left]
-                left += 1
-                right -= 1
-        if k - 1 <= right:
-            high = right
-        elif k - 1 >= left:
-            low = left
-        else:
-            return
-
-
-@njit(nogil=True)
-def sink(keys, things, at, count):  # type: ignore[no-untyped-def]
-    """Restore a heap with the largest key on top after ``at`` got a smaller one."""
-    while 2 * at + 1 < count:
-        child = 2 * at + 1
-        if child + 1 < count and keys[child + 1] > keys[child]:
-            child += 1
-        if keys[at] >= keys[child]:
-            return
-        keys[at], keys[child] = keys[child], keys[at]
-        things[at], things[child] = things[child], things[at]
-        at = child
-
-
-@njit(nogil=True)
 def leaves_of_beam(nodes_L, beams_L, levels, sizes_P):  # type: ignore[no-untyped-def]
     """Logits and numbers of the leaves below the surviving nodes; empty ones are left out of the first
     ``kept``."""
@@ -124,14 +75,6 @@ def leaves_of_beam(nodes_L, beams_L, levels, sizes_P):  # type: ignore[no-untype
             paths[kept], logits[kept] = paths[n], logits[n]
             kept += 1
     return logits, paths, kept
-
-
-@njit(nogil=True)
-def lowest(scores, count):  # type: ignore[no-untyped-def]
-    low = scores[0]
-    for n in range(1, count):
-        low = min(low, scores[n])
-    return low
 
 
 @njit(nogil=True)
@@ -170,16 +113,6 @@ def next_run(logits, leaves, lists, ranking, items, keys, heap, taken):  # type:
     if taken[n] < size:
         keys[0] = run_key(logits[n], leaves[n], taken[n], lists, ranking, items)
     return lists[0][leaves[n]] + taken[n]
-
-
-@njit(nogil=True)
-def place_of(table_T, key):  # type: ignore[no-untyped-def]
-    """Where a key is in the table, or the free place where it would be."""
-    mask = len(table_T) - 1
-    at = ((key ^ (key >> 15)) * 0x9E3779B1 >> 7) & mask
-    while table_T[at] != 0 and table_T[at] != key:
-        at = (at + 1) & mask
-    return at
 
 
 @njit(nogil=True)
@@ -255,28 +188,85 @@ def scorer(width: int, hidden: int, quantized: bool, crossed: bool) -> Callable[
 
 
 @lru_cache(maxsize=32)
-def walker(width: int, hidden: int, quantized: bool, crossed: bool = False) -> Callable[..., int]:
-    """The whole walk of one request, for item vectors of ``width`` and an OverArch of ``hidden`` units.
+def head_scorer(width: int, hidden: int, quantized: bool) -> Callable[..., Any]:
+    """Scores what the user's interests name, before any leaf is read."""
+    score = scorer(width, hidden, quantized, True)
 
-    It takes runs of leaves, best first, until ``budget`` items were met and ``at_least`` of them were
-    allowed, fills ``out_rows`` and ``out_scores`` in no order, and gives how many items were scored.
-    """
+    @njit(nogil=True)
+    def score_heads(tree, user, items, heads, rows_C, kept_scores, kept_rows):  # type: ignore[no-untyped-def]
+        nodes_L, _, levels, ensemble_weight = tree
+        _, leaves_R, slots_R = heads
+        named_F, extra_Q = new_set(len(rows_C)), np.zeros(hidden + 1, dtype=np.float32)
+        base_Q = np.empty(len(levels[0][0]), dtype=np.float32)
+        for n in range(len(rows_C)):
+            row = rows_C[n]
+            named_F[place_of(named_F, row)] = row
+            slot = np.int64(slots_R[row]) if len(slots_R) else row
+            from_leaf = ensemble_weight * leaf_logit(leaves_R[row], nodes_L, levels, base_Q)
+            kept_scores[n], kept_rows[n] = score(slot, row, user, items, extra_Q) + from_leaf, row
+        return named_F
+
+    return score_heads
+
+
+@lru_cache(maxsize=32)
+def run_scorer(width: int, hidden: int, quantized: bool, crossed: bool) -> Callable[..., Any]:
+    """Scores the members of one run, and keeps those that may be among the best."""
     score = scorer(width, hidden, quantized, crossed)
 
     @njit(nogil=True)
-    def walk(tree, lists, ranking, user, items, blocked_R, budget, at_least, out_rows, out_scores):  # type: ignore[no-untyped-def]
+    def score_run(run, lists, user, items, named_F, blocked_R, kept, extra_Q):  # type: ignore[no-untyped-def]
+        begin, until, from_leaf, num_kept, threshold = run
+        kept_scores, kept_rows, k = kept
+        rows, slots, scored = lists[2], lists[3], 0
+        for at in range(begin, until):
+            if rows[at] < len(blocked_R) and blocked_R[rows[at]]:
+                continue
+            if crossed and is_in(named_F, rows[at]):
+                continue
+            scored += 1
+            total = score(slots[at], rows[at], user, items, extra_Q) + from_leaf
+            if total > threshold:
+                kept_scores[num_kept], kept_rows[num_kept] = total, rows[at]
+                num_kept += 1
+                if num_kept == len(kept_rows):
+                    keep_best(kept_scores, kept_rows, num_kept, k)
+                    num_kept = k
+                    threshold = lowest(kept_scores, k)
+        return scored, num_kept, threshold
+
+    return score_run
+
+
+@lru_cache(maxsize=32)
+def walker(width: int, hidden: int, quantized: bool, crossed: bool = False) -> Callable[..., int]:
+    """The whole walk of one request, for item vectors of ``width`` and an OverArch of ``hidden`` units.
+
+    First it meets up to ``quota`` items that the user's interests name. Then it takes runs of leaves, best
+    first, until ``budget`` items were met and ``at_least`` of them were allowed. It fills ``out_rows`` and
+    ``out_scores`` in no order, and gives how many items were scored.
+    """
+    score_run = run_scorer(width, hidden, quantized, crossed)
+    score_heads = head_scorer(width, hidden, quantized)  # compiled only where it is called
+
+    @njit(nogil=True)
+    def walk(tree, lists, ranking, user, items, heads, blocked_R, limits, out_rows, out_scores):  # type: ignore[no-untyped-def]
         nodes_L, beams_L, levels, ensemble_weight = tree
-        starts_P, sizes_P, rows, slots = lists
+        starts_P, sizes_P, _, _ = lists
+        budget, at_least, quota = limits
         logits, leaves, left = leaves_of_beam(nodes_L, beams_L, levels, sizes_P)
         keys, heap, taken = ranked_runs(logits, leaves, left, ranking)
-        k, num_kept, scored, met = len(out_rows), 0, 0, 0
-        kept_scores = np.empty(2 * k + SPARE, dtype=np.float32)
-        kept_rows = np.empty(2 * k + SPARE, dtype=np.int64)
-        threshold = np.float32(NO_ITEM)
-        extra_Q = np.zeros(hidden + 1, dtype=np.float32)
+        k, scored, named_F = len(out_rows), 0, np.zeros(4, dtype=np.int64)
+        kept_scores = np.empty(2 * k + quota + SPARE, dtype=np.float32)
+        kept_rows = np.empty(len(kept_scores), dtype=np.int64)
+        if crossed:
+            rows_C = choose(user, items, heads, blocked_R, quota)
+            named_F = score_heads(tree, user, items, heads, rows_C, kept_scores, kept_rows)
+            scored = len(rows_C)
+        kept, extra_Q = (kept_scores, kept_rows, k), np.zeros(hidden + 1, dtype=np.float32)
+        num_kept, met, threshold = scored, scored, np.float32(NO_ITEM)
         while left > 0 and (met < budget or scored < at_least):
             n = heap[0]
-            from_leaf = ensemble_weight * logits[n]
             begin = starts_P[leaves[n]] + taken[n]
             until = next_run(logits, leaves, lists, ranking, items, keys, heap, taken)
             if taken[n] == sizes_P[leaves[n]]:
@@ -284,18 +274,9 @@ def walker(width: int, hidden: int, quantized: bool, crossed: bool = False) -> C
                 keys[0], heap[0] = keys[left], heap[left]
             sink(keys, heap, 0, left)
             met += until - begin
-            for at in range(begin, until):
-                if rows[at] < len(blocked_R) and blocked_R[rows[at]]:
-                    continue
-                scored += 1
-                total = score(slots[at], rows[at], user, items, extra_Q) + from_leaf
-                if total > threshold:
-                    kept_scores[num_kept], kept_rows[num_kept] = total, rows[at]
-                    num_kept += 1
-                    if num_kept == len(kept_rows):
-                        keep_best(kept_scores, kept_rows, num_kept, k)
-                        num_kept = k
-                        threshold = lowest(kept_scores, k)
+            run = begin, until, ensemble_weight * logits[n], num_kept, threshold
+            more, num_kept, threshold = score_run(run, lists, user, items, named_F, blocked_R, kept, extra_Q)
+            scored += more
         if num_kept > k:
             keep_best(kept_scores, kept_rows, num_kept, k)
             num_kept = k

@@ -49,7 +49,12 @@ class Snapshot:
             vectors_NV, scales_N = quantize(vectors_NV)
         attributes_NA = live.attributes_SA
         if len(attributes_NA):
-            attributes_NA = attributes_NA[slots_N][:, live.columns]
+            # Laid out by item, as a walk reads them; picking columns alone would lay them out by column.
+            attributes_NA = np.ascontiguousarray(attributes_NA[slots_N][:, live.columns])
+        leaves_R = live.leaves_R.copy()
+        slots_R = np.zeros(len(leaves_R), dtype=np.int32)
+        if len(leaves_R):
+            slots_R[rows_N] = np.arange(len(rows_N))
         view = IndexView(
             nodes=live.nodes,
             starts_P=np.cumsum(live.sizes_P) - live.sizes_P,
@@ -64,6 +69,10 @@ class Snapshot:
             lifts_P=lifts_P,
             attributes_SA=attributes_NA,
             columns=np.arange(len(live.columns)),
+            heads_UM=live.heads_UM.copy(),
+            leaves_R=leaves_R,
+            slots_R=slots_R,
+            head_share=live.head_share,
         )
         return cls(version, view)
 

@@ -26,6 +26,8 @@ from trainers.node_attributes import NodeAttributes
 from trainers.reservoir import ReplayConfig, Reservoir
 from trainers.step import Events, StepReport, TrainingStep
 from trainers.towers import seeded
+from trainers.value_heads import PREFIX as HEADS
+from trainers.value_heads import ValueHeads
 
 # How much faster than the networks the calibration may learn: it must follow the click rate at once.
 CALIBRATION_SPEED = 20.0
@@ -55,6 +57,12 @@ class TrainerConfig(BaseModel):
     )
     node_members: int = Field(
         16, ge=1, description="Most popular items of a node whose values are the node's, for interactions"
+    )
+    value_heads: int = Field(
+        64,
+        ge=0,
+        description="Most popular items kept of each feature value that interactions read: a search meets "
+        "those of the values that its user looks for",
     )
     replay: ReplayConfig = Field(ReplayConfig())
     pointwise_weight: float = Field(1.0, ge=0, description="Weight of the click loss where a log has labels")
@@ -88,6 +96,7 @@ class OnlineTrainer:
         self.node_attributes = NodeAttributes(
             self.interactions, codebook.nodes[0], leaves_a_node, config.node_members
         )
+        self.heads = ValueHeads(self.interactions.columns, config.value_heads)
         self.model = self._seeded_model(vector_dim)
         self.optimizer = self._adam()
         self.reservoir = Reservoir(config.replay)
@@ -239,6 +248,7 @@ class OnlineTrainer:
                 "scalars": scalars,
                 "random": self.generator.get_state(),
                 **self.node_attributes.state(),
+                **self.heads.state(),
                 **self.context.state("context."),
             },
         }
@@ -246,7 +256,12 @@ class OnlineTrainer:
     def tables(self) -> dict[str, Table]:
         """Tables by part of the state and the prefix of their keys in it, with a slash between."""
         context: dict[str, Table] = {"context.": self.context.rows, "context.ids.": self.context.ids}
-        by_part = {"items": self.items.tables(), "users": self.users.tables(), "trainer": context}
+        heads: dict[str, Table] = {HEADS: self.heads.table} if self.heads.num_items else {}
+        by_part = {
+            "items": self.items.tables(),
+            "users": self.users.tables(),
+            "trainer": {**context, **heads},
+        }
         return {f"{part}/{prefix}": table for part, held in by_part.items() for prefix, table in held.items()}
 
     def load(self, parts: dict[str, dict[str, Tensor]]) -> None:
@@ -256,6 +271,7 @@ class OnlineTrainer:
         self.items.load(parts["items"])
         self.users.load(parts["users"])
         self.context.load(parts["trainer"], "context.")
+        self.heads.load(parts["trainer"])
         self._load_scalars(parts["trainer"])
 
     def load_whole(self, parts: dict[str, dict[str, Tensor]]) -> None:

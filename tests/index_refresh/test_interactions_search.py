@@ -7,39 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from crossed import VERSION, crossed, new_crossed, users_of
 from streams import FEATURED, LEVELS, TwoGroups, catalogue, changed, events
 
 from index_refresh.beam_search import NO_ITEM, BeamSearch, IndexView, search_flat
 from index_refresh.explanation import explain_search
 from index_refresh.learner import Learner
 from index_refresh.node_members import due_nodes, popular_members
-from index_refresh.snapshot import IndexVersion, Snapshot
+from index_refresh.snapshot import Snapshot
 from trainers.entities import BIAS
 from trainers.hsnn import UserSide
 from trainers.interactions import Interaction
 
 ALL = 10**6
-VERSION = IndexVersion("test", 0, 0)
 levels = pytest.mark.parametrize("nodes", LEVELS, ids=str)
-
-
-def crossed(nodes: tuple[int, ...]) -> Learner:
-    """A learner to which matches mean something: their weights are drawn."""
-    learner = Learner(changed(FEATURED, trainer__model__codebook__nodes=nodes))
-    learner.apply(catalogue(range(1, 201)))
-    for batch in TwoGroups(context=True).batches(40):
-        learner.learn(batch)
-    assert learner.refresher.is_ready
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in learner.trainer.model.named_parameters():
-        if ".interaction." in name or ".gates." in name:
-            parameter.data += torch.randn(parameter.shape, generator=generator)
-    return learner
-
-
-def users_of(learner: Learner, count: int = 8) -> UserSide:
-    table = TwoGroups(context=True, seed=5).batch(count).table
-    return learner.trainer.user_side(learner.trainer.request(table))
 
 
 def views_of(learner: Learner) -> list[IndexView]:
@@ -69,13 +50,20 @@ def test_matches_change_what_is_answered(nodes: tuple[int, ...]) -> None:
 
 
 @levels
-def test_an_explanation_scores_matches_as_the_search_does(nodes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("budget", [40, ALL])
+def test_an_explanation_scores_matches_as_the_search_does(nodes: tuple[int, ...], budget: int) -> None:
     learner = crossed(nodes)
-    user, view = users_of(learner, 1), learner.refresher.view()
-    walk = explain_search(learner.trainer.model, view, (), user, 20, ALL)
-    found = BeamSearch(learner.trainer.model, view)(user, 20, ALL)
-    scores = walk.scores_M[walk.best(20)]
-    np.testing.assert_allclose(scores, found.scores_Bk[0].numpy(), rtol=1e-4, atol=1e-4)
+    users = users_of(learner)
+    for view in views_of(learner):
+        for number in range(4):
+            user = users.select(slice(number, number + 1))
+            walk = explain_search(learner.trainer.model, view, (), user, 20, budget)
+            search = BeamSearch(learner.trainer.model, view)
+            found = search(user, 20, budget)
+            scores = walk.scores_M[walk.best(20)]
+            np.testing.assert_allclose(scores, found.scores_Bk[0].numpy(), rtol=1e-4, atol=1e-4)
+            assert len(walk.rows_M) == found.scored_B[0]
+            assert set(walk.rows_M[walk.named_M].tolist()) == set(search.named(user, budget).tolist())
 
 
 def test_a_node_is_matched_by_the_share_of_the_history_that_it_holds() -> None:
@@ -93,7 +81,7 @@ def test_a_node_is_matched_by_the_share_of_the_history_that_it_holds() -> None:
 
 @levels
 def test_the_most_popular_members_speak_for_a_node(nodes: tuple[int, ...]) -> None:
-    learner = crossed(nodes)
+    learner = new_crossed(nodes)
     leaves, biases = learner.refresher.leaves, learner.trainer.items.rows[BIAS].numpy()
     leaves_a_node = leaves.num_leaves // nodes[0]
     leaves.order(0, leaves.num_leaves, biases)
