@@ -6,7 +6,7 @@ after the other meet the same events.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,18 +15,17 @@ import numpy as np
 
 from benchmarks.settings import changed
 from benchmarks.world_batches import WorldBatches, users_of
-from consumers import columns as c
 from consumers.batch import EntityBatch, EventBatch
 from consumers.dead_letter import DeadLetter
 from consumers.errors import DataError
 from consumers.parquet_log import find_log
 from consumers.parquet_source import ParquetSource
-from consumers.schema import EntitySchema, EventSchema, Feature, FeatureKind
+from consumers.schema import EntitySchema, EventSchema, Feature
 from index_refresh.learner import LearnerConfig
 from pipeline.infer import infer_settings
 from pipeline.simulator import World, WorldConfig
 from pipeline.world_stream import CONTEXT_FEATURES, ITEM_FEATURES, USER_FEATURES
-from trainers.interactions import HISTORY, Interaction
+from trainers.interactions import met_again
 
 SIMULATOR = "simulator"
 LOGS = ("reddit_top_links", "online_retail", "complete_journey_sample")
@@ -179,12 +178,6 @@ def _sized(config: LearnerConfig, seed: int, batch_size: int, num_items: int) ->
         **_NO_EVALUATION,
     }
     return changed(config, settings)
-
-
-def met_again(features: Iterable[Feature]) -> tuple[Interaction, ...]:
-    """What a user liked lately, met in an item again: the item itself, and each of its categories."""
-    categories = [feature.name for feature in features if feature.kind is FeatureKind.CATEGORICAL]
-    return tuple(Interaction(user=HISTORY, item=name) for name in (c.ITEM_ID, *categories))
 
 
 def nearest_power(count: float) -> int:

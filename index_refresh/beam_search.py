@@ -24,9 +24,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from index_refresh.kernels import NO_ITEM
 from index_refresh.leaf_lists import Int32s, Int64s
-from index_refresh.scan import NO_ITEM, interest_table, walker
+from index_refresh.scan import walker
 from index_refresh.scan_heads import choose
+from index_refresh.scan_items import interest_table
 from trainers.hsnn import HSNN, UserSide
 from trainers.interactions import InvertedIndex, candidate_keys
 from trainers.monn import UserQueries

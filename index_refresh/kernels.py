@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from numba import njit
 
+# What an empty place scores; below every logit a network can give, and finite.
+NO_ITEM = -1e30
+
 
 @njit(nogil=True)
 def add_ancestors(level, path, nodes_L, first, products_QK, base_Q):  # type: ignore[no-untyped-def]
@@ -67,7 +70,7 @@ def lowest(scores, count):  # type: ignore[no-untyped-def]
     return low
 
 
-@njit(nogil=True)
+@njit(nogil=True, inline="always")
 def place_of(table_T, key):  # type: ignore[no-untyped-def]
     """Where a key is in the table, or the free place where it would be."""
     mask = len(table_T) - 1

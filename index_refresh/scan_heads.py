@@ -29,7 +29,7 @@ def new_set(count):  # type: ignore[no-untyped-def]
     return np.zeros(size, dtype=np.int64)
 
 
-@njit(nogil=True)
+@njit(nogil=True, inline="always")
 def is_in(set_F, row):  # type: ignore[no-untyped-def]
     return set_F[place_of(set_F, row)] == row
 

@@ -39,6 +39,7 @@ from pipeline.running import build_daemon, kafka_source
 from pipeline.signals import on_signals
 from pipeline.table import LiveTable
 from pipeline.world_stream import CONTEXT_FEATURES, ITEM_FEATURES, USER_FEATURES
+from trainers.interactions import met_again
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +130,7 @@ def world_settings() -> dict[str, Any]:
         "users": {"kind": "user", "features": [f.model_dump(mode="json") for f in USER_FEATURES]},
         "events": {"context": [f.model_dump(mode="json") for f in CONTEXT_FEATURES]},
         "trainer": {"model": {"codebook": {"nodes": [128]}}},
+        "interactions": [pair.model_dump() for pair in met_again(ITEM_FEATURES)],
     }
 
 

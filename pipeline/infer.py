@@ -1,7 +1,8 @@
 """Proposes a configuration for a Parquet log that somebody brings: which columns are features, of what kind.
 
 Only the item and user tables give features. Other columns of the events are not taken: scores, counts and
-prices read after the fact leak the future, and only a person can say which do not.
+prices read after the fact leak the future, and only a person can say which do not. As interactions it takes
+what a user meets again: the item itself, and each category.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from consumers import columns as c
 from consumers.parquet_log import LogFile, find_log
 from consumers.schema import Feature, FeatureKind
+from trainers.interactions import met_again
 
 # Few distinct values make a category, whatever they look like ("United Kingdom"). Of the rest, a column with
 # so many words a value is a text.
@@ -34,14 +36,16 @@ def infer_settings(path: Path) -> dict[str, Any]:
         DataError: there is no readable log.
     """
     log = find_log(path, "events", "items", "users")
+    of_items = _features(log.items[0], c.ITEM_ID) if log.items else []
     settings: dict[str, Any] = {}
     if log.items:
-        settings["items"] = {"kind": "item", "features": _features(log.items[0], c.ITEM_ID)}
+        settings["items"] = {"kind": "item", "features": of_items}
         num_nodes = _num_nodes(sum(file.num_rows for file in log.items))
         settings["trainer"] = {"model": {"codebook": {"nodes": [num_nodes]}}}
     if log.users:
         settings["users"] = {"kind": "user", "features": _features(log.users[0], c.USER_ID)}
-    return settings
+    pairs = met_again(Feature.model_validate(feature) for feature in of_items)
+    return {**settings, "interactions": [pair.model_dump() for pair in pairs]}
 
 
 def _num_nodes(num_items: int) -> int:

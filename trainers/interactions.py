@@ -13,7 +13,7 @@ values of a node, E postings, N places of a history, X = 3 * pairs features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from consumers import columns as c
 from consumers.errors import ConfigError
+from consumers.schema import Feature, FeatureKind
 from trainers.entities import SLOTS, Items, Users
 from trainers.features import FeatureTable, Int64s
 
@@ -45,6 +46,13 @@ class Interaction(BaseModel):
         description="Of the user: `history`, the items liked lately; or the name of a user or context feature"
     )
     item: str = Field(description="Of the item: `item_id`, the item itself; or the name of an item feature")
+
+
+def met_again(features: Iterable[Feature]) -> tuple[Interaction, ...]:
+    """What a user liked lately, met in an item again: the item itself, and each of its categories. What one
+    declares before anything is known of a log."""
+    categories = [feature.name for feature in features if feature.kind is FeatureKind.CATEGORICAL]
+    return tuple(Interaction(user=HISTORY, item=name) for name in (c.ITEM_ID, *categories))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from streams import LEVELS
 
 from index_refresh.beam_search import NO_ITEM, BeamSearch, IndexView, Mask, leaf_logits
 from index_refresh.learner import Learner
-from index_refresh.scan import interest_table
 from index_refresh.scan_heads import leaf_logit
+from index_refresh.scan_items import interest_table
 from index_refresh.snapshot import Snapshot
 from trainers.entities import SLOTS
 from trainers.hsnn import UserSide

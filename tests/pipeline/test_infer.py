@@ -32,6 +32,9 @@ def write(folder: Path, **tables: dict[str, Any] | pa.Table) -> Path:
     return folder
 
 
+MET_AGAIN = {"user": "history", "item": c.ITEM_ID}
+
+
 def kinds(folder: Path, part: str = "items") -> dict[str, str]:
     return {feature["name"]: feature["kind"] for feature in infer_settings(folder)[part]["features"]}
 
@@ -93,7 +96,13 @@ def test_ids_and_times_are_no_features(tmp_path: Path) -> None:
 
 def test_columns_of_the_events_are_left_to_a_person(tmp_path: Path) -> None:
     events = {c.USER_ID: [1], c.ITEM_ID: [1], "timestamp_ms": [0], "price_paid": [9.0]}
-    assert infer_settings(write(tmp_path, events=events)) == {}
+    assert infer_settings(write(tmp_path, events=events)) == {"interactions": [MET_AGAIN]}
+
+
+def test_what_a_user_meets_again_is_the_item_and_each_of_its_categories(tmp_path: Path) -> None:
+    items = {c.ITEM_ID: range(ROWS), "price": range(ROWS), "colour": ["red", "blue"] * (ROWS // 2)}
+    found = infer_settings(write(tmp_path, items=items))
+    assert found["interactions"] == [MET_AGAIN, {"user": "history", "item": "colour"}]
 
 
 def test_a_table_without_rows_gives_no_features(tmp_path: Path) -> None:
