@@ -24,6 +24,8 @@ from index_refresh.scan_items import head_scorer, run_scorer
 # Candidates kept beside the best k before the rest is thrown out: keeps the buffer inside the cache, and
 # makes throwing out rare.
 SPARE = 1024
+# Bins of keys in which it is looked up how far down a search may come.
+NUM_BINS = 1024
 
 
 @njit(nogil=True, fastmath=True)
@@ -38,22 +40,29 @@ def expand(level, parents_n, logits_n, nodes_L, side):  # type: ignore[no-untype
     first = 0
     for above in range(level):
         first += nodes_L[above]
+    own_QK = np.ascontiguousarray(products_QK[:, first : first + count])
     paths = np.empty(len(parents_n) * count, dtype=np.int64)
     logits = np.empty(len(parents_n) * count, dtype=np.float32)
-    base_Q = np.empty(num_queries, dtype=np.float32)
+    base_Q, logits_K = np.empty(num_queries, dtype=np.float32), np.empty(count, dtype=np.float32)
     for n in range(len(parents_n)):
         path, at = parents_n[n] * count, n * count
         add_ancestors(level, parents_n[n], nodes_L, first, products_QK, base_Q)
         common = base_Q[0] + weight[0] * logits_n[n]
         for k in range(count):
-            paths[at + k] = path + k
-            logits[at + k] = common + products_QK[0, first + k] + bias_P[path + k]
-        # Children innermost: the compiler takes eight of them at a time.
+            logits_K[k] = common + own_QK[0, k] + bias_P[path + k]
+        # Children innermost: the compiler takes many of them at a time.
         for h in range(num_queries - 1):
-            base, gate = base_Q[h + 1] + offsets_H[h], gates_H[h]
-            for k in range(count):
-                logits[at + k] += max(base + products_QK[h + 1, first + k], np.float32(0.0)) * gate
+            add_unit(base_Q[h + 1] + offsets_H[h], gates_H[h], own_QK[h + 1], logits_K)
+        for k in range(count):
+            paths[at + k], logits[at + k] = path + k, logits_K[k]
     return logits, paths
+
+
+@njit(nogil=True, fastmath=True)
+def add_unit(base, gate, own_K, logits_K):  # type: ignore[no-untyped-def]
+    """Add what one hidden unit says of all children of a node."""
+    for k in range(len(logits_K)):
+        logits_K[k] += max(base + own_K[k], np.float32(0.0)) * gate
 
 
 @njit(nogil=True)
@@ -84,16 +93,48 @@ def highest_bias(begin, end, slots, biases_S):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def ranked_runs(logits, leaves, count, ranking):  # type: ignore[no-untyped-def]
-    """A heap of leaves by the key of their first run, whose lift is kept by leaf: keys, what is in the heap,
-    and how many members of each leaf were taken."""
+def first_keys(logits, leaves, count, ranking):  # type: ignore[no-untyped-def]
+    """What the first run of each leaf is ranked by; the lift of that run is kept by leaf."""
     run, _, lifts_P = ranking
-    keys, heap, taken = np.empty(count, dtype=np.float32), np.arange(count), np.zeros(count, dtype=np.int64)
+    keys = np.empty(count, dtype=np.float32)
     for n in range(count):
         keys[n] = logits[n] if run == 0 else logits[n] + lifts_P[leaves[n]]
+    return keys
+
+
+@njit(nogil=True)
+def leave_out(keys, logits, leaves, sizes_P, run, budget):  # type: ignore[no-untyped-def]
+    """Bring the leaves to the front that a search within ``budget`` may come to; their number.
+
+    Leaves come up by their first runs, and the best first runs alone fill the budget at some key: a leaf
+    below it never comes up. A heap of the few others stays in the processor's nearest cache.
+    """
+    count = len(keys)
+    low, high = keys.min(), keys.max()
+    scale = np.float32(NUM_BINS - 1) / max(high - low, np.float32(1e-6))
+    bins, items_Z = np.empty(count, dtype=np.int64), np.zeros(NUM_BINS, dtype=np.int64)
+    for n in range(count):
+        bins[n] = min(max(np.int64((high - keys[n]) * scale), 0), NUM_BINS - 1)
+        size = sizes_P[leaves[n]]
+        items_Z[bins[n]] += size if run == 0 else min(size, run)
+    last, met = 0, items_Z[0]
+    while met < budget and last < NUM_BINS - 1:
+        last += 1
+        met += items_Z[last]
+    kept = 0
+    for n in range(count):
+        keys[kept], logits[kept], leaves[kept] = keys[n], logits[n], leaves[n]
+        kept += bins[n] <= last
+    return kept
+
+
+@njit(nogil=True)
+def heap_of(keys, count):  # type: ignore[no-untyped-def]
+    """The numbers of the first ``count`` keys as a heap, which the keys follow."""
+    heap = np.arange(count)
     for n in range(count // 2, -1, -1):
         sink(keys, heap, n, count)
-    return keys, heap, taken
+    return heap
 
 
 @njit(nogil=True)
@@ -120,8 +161,11 @@ def best_runs(tree, lists, ranking, items, named_F, num_named, blocked_R, budget
     run, centres_P, _ = ranking
     biases_S = items[2]
     logits, leaves, left = leaves_of_beam(nodes_L, beams_L, levels, sizes_P)
-    keys, heap, taken = ranked_runs(logits, leaves, left, ranking)
-    count = most_runs(leaves, left, sizes_P, ranking[0], budget, at_least)
+    keys = first_keys(logits, leaves, left, ranking)
+    if at_least == 0 and left > 0:
+        left = leave_out(keys, logits, leaves, sizes_P, run, budget)
+    heap, taken = heap_of(keys, left), np.zeros(left, dtype=np.int64)
+    count = most_runs(leaves, left, lists, run, budget, at_least)
     begins_N, ends_N = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
     shares_N = np.empty(count, dtype=np.float32)
     num_runs, met, allowed = 0, num_named, num_named
@@ -148,15 +192,16 @@ def best_runs(tree, lists, ranking, items, named_F, num_named, blocked_R, budget
 
 
 @njit(nogil=True)
-def most_runs(leaves, count, sizes_P, run, budget, at_least):  # type: ignore[no-untyped-def]
+def most_runs(leaves, count, lists, run, budget, at_least):  # type: ignore[no-untyped-def]
     """Runs that may be taken at most: of a filtered search all, since it may go on past its budget."""
     if run == 0:
         return count
-    total = 0
+    if at_least == 0:
+        return min(max(budget, 0), len(lists[2])) // run + count + 1  # each leaf's last one may be short
+    total, sizes_P = 0, lists[1]
     for n in range(count):
         total += (sizes_P[leaves[n]] + run - 1) // run
-    # Of the runs within the budget, each leaf's last one may be short.
-    return total if at_least > 0 else min(total, budget // run + count + 1)
+    return total
 
 
 @lru_cache(maxsize=32)

@@ -11,7 +11,9 @@ from naive import NUM_USERS, Setting, path_logits
 from streams import LEVELS, MODEL
 
 from index_refresh.beam_search import _arrays
-from index_refresh.scan import keep_best, leaves_of_beam, lowest, scorer, sink
+from index_refresh.kernels import keep_best, lowest, sink
+from index_refresh.scan import leaves_of_beam
+from index_refresh.scan_items import scorer
 from index_refresh.snapshot import quantize
 
 # Few distinct values, so that ties are met.
@@ -90,14 +92,14 @@ def test_an_item_scores_what_the_network_gives_it(quantized: bool) -> None:
     setting = Setting.of((8,), 2)
     vectors, scales = quantize(setting.vectors) if quantized else (setting.vectors, np.zeros(0, np.float32))
     meant = vectors * scales[:, None] if quantized else vectors
-    score, extra_Q = scorer(WIDTH, HIDDEN, quantized, crossed=False), np.zeros(1 + HIDDEN, dtype=np.float32)
+    score, extra_Q = scorer(WIDTH, HIDDEN, quantized, False), np.zeros(1 + HIDDEN, dtype=np.float32)
     queries_BQV, gates_BH, offsets_H = _arrays(setting.users.item)
     for user in range(NUM_USERS):
         side = queries_BQV[user], gates_BH[user], offsets_H
         units = np.maximum(queries_BQV[user, 1:] @ meant.T + offsets_H[:, None], 0.0)
         expected = queries_BQV[user, 0] @ meant.T + gates_BH[user] @ units + setting.biases
         slots = np.arange(len(meant), dtype=np.int32)
-        got = [score(slot, 0, side, (vectors, scales, setting.biases), extra_Q) for slot in slots]
+        got = [score(slot, *side, vectors, scales, setting.biases, extra_Q) for slot in slots]
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
