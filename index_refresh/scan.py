@@ -114,7 +114,8 @@ def leave_out(keys, logits, leaves, sizes_P, run, budget):  # type: ignore[no-un
     scale = np.float32(NUM_BINS - 1) / max(high - low, np.float32(1e-6))
     bins, items_Z = np.empty(count, dtype=np.int64), np.zeros(NUM_BINS, dtype=np.int64)
     for n in range(count):
-        bins[n] = min(max(np.int64((high - keys[n]) * scale), 0), NUM_BINS - 1)
+        number = np.int64((high - keys[n]) * scale)  # of a NaN anything, so it is bounded on both sides
+        bins[n] = min(max(number, np.int64(0)), np.int64(NUM_BINS - 1))
         size = sizes_P[leaves[n]]
         items_Z[bins[n]] += size if run == 0 else min(size, run)
     last, met = 0, items_Z[0]
