@@ -51,6 +51,9 @@ _KINDS = {EntityKind.ITEM: ITEMS, EntityKind.USER: USERS}
 _PARENT, _NAME = b"hsnn.parent", b"hsnn.checkpoint"
 _CHANGE = b"hsnn.change"
 _DAY_S = 86_400.0
+# A change of a few rows costs more to set a compressor up for than to hold until the piece is written, which
+# is compressed as a whole; a whole catalogue at once would double what the process holds.
+_COMPRESSED_FROM_BYTES = 65_536
 
 
 class Piece(NamedTuple):
@@ -130,7 +133,8 @@ def encode_change(batch: EntityBatch) -> bytes:
     }
     rows = batch.upserts.replace_schema_metadata({_CHANGE: orjson.dumps(rest)})
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+    options = pa.ipc.IpcWriteOptions(compression="zstd" if rows.nbytes >= _COMPRESSED_FROM_BYTES else None)
+    with pa.ipc.new_stream(sink, rows.schema, options=options) as writer:
         writer.write_batch(rows)
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 

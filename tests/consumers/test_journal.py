@@ -27,6 +27,7 @@ from consumers.journal import (
     Journal,
     Piece,
     decode_change,
+    encode_change,
     history,
     prune_pieces,
     read_piece,
@@ -112,6 +113,14 @@ def test_a_catalogue_change_comes_back_as_it_was() -> None:
         {"not_json": 2},
         expected.positions,
     )
+
+
+def test_a_whole_catalogue_is_kept_compressed_and_comes_back() -> None:
+    rows = pa.RecordBatch.from_pydict({c.ITEM_ID: np.arange(20_000), "colour": np.zeros(20_000)})
+    whole = EntityBatch(EntityKind.ITEM, rows, np.array([], dtype=np.int64), {}, {}, {})
+    content = encode_change(whole)
+    assert len(content) < rows.nbytes / 2
+    assert decode_change(content, "items", {}).upserts.equals(rows)
 
 
 def test_a_change_that_advances_nothing_and_an_action_are_entries_too() -> None:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -27,7 +27,16 @@ _ENVIRONMENT = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+# Of the test that happens to come first. Every test's settings name its own store, and what stands in the
+# environment would win over them in all the lives of a session.
+_NOT_INHERITED = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 _LOOK_AGAIN_S = 0.0005
+
+
+def environment_of_lives(ours: Mapping[str, str]) -> dict[str, str]:
+    """Variables of the process that forks, and so of every life."""
+    inherited = {name: value for name, value in ours.items() if name not in _NOT_INHERITED}
+    return {**inherited, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 class Nursery:
@@ -39,7 +48,7 @@ class Nursery:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=environment_of_lives(os.environ),
         )
         self._answer()
         return self
