@@ -21,7 +21,6 @@ from index_refresh.beam_search import search
 from index_refresh.learner import INDEX, Learner, LearnerConfig
 from index_refresh.refresher import Refresher
 from trainers.node_scores import NodeScores
-from trainers.step import own_matches
 from trainers.trainer import OnlineTrainer
 
 FRESH, FROZEN = "age=fresh", "age=frozen"
@@ -114,9 +113,10 @@ def click_logits(trainer: OnlineTrainer, table: pa.RecordBatch) -> torch.Tensor:
     rows = torch.from_numpy(trainer.items.find(table.column(c.ITEM_ID).to_numpy()))
     rows_C, own_B = torch.unique(rows, return_inverse=True)
     side = trainer.item_side(rows_C)
-    matches_BX1 = own_matches(trainer.matches(users.interests, rows_C), own_B)
+    matches = trainer.matches(users.interests, rows_C)
+    own = None if matches is None else matches.of_own(own_B)
     pairs_B1V = side.vectors_CV[own_B].unsqueeze(1)
-    logits_B = users.item.score_pairs(pairs_B1V, matches_BX1).squeeze(1) + side.bias_C[own_B]
+    logits_B = users.item.score_pairs(pairs_B1V, own).squeeze(1) + side.bias_C[own_B]
     if model.codebook.is_started:
         assigned = model.codebook.soft_assignment(model.index_vectors(side.vectors_CV), trainer.step)
         logits_B = model.ensemble(logits_B, NodeScores(model, users, assigned).of_own(own_B))

@@ -29,7 +29,6 @@ from trainers.entities import BORN, SLOTS
 from trainers.inputs import MS_PER_HOUR
 from trainers.manifest import Manifest
 from trainers.node_scores import NodeScores
-from trainers.step import own_matches
 
 NO_ID = np.iinfo(np.int64).min
 """Stands for no answer where item ids are listed."""
@@ -131,8 +130,9 @@ class Contender:
         trainer, model = self._trainer, self._trainer.model
         rows_U, own_B = torch.unique(torch.from_numpy(self._rows_of(events)), return_inverse=True)
         users, items = trainer.user_side(trainer.request(events)), trainer.item_side(rows_U)
-        matches = own_matches(trainer.matches(users.interests, rows_U), own_B)
-        logits_B = users.item.score_pairs(items.vectors_CV[own_B].unsqueeze(1), matches).squeeze(1)
+        matches = trainer.matches(users.interests, rows_U)
+        own = None if matches is None else matches.of_own(own_B)
+        logits_B = users.item.score_pairs(items.vectors_CV[own_B].unsqueeze(1), own).squeeze(1)
         logits_B = logits_B + items.bias_C[own_B]
         if model.codebook.is_started:
             z_UD = model.index_vectors(items.vectors_CV)

@@ -57,7 +57,7 @@ def met_again(features: Iterable[Feature]) -> tuple[Interaction, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Interests:
-    """What users look for. Equal values of one pair count as one match and as several shares."""
+    """What users look for. Equal values of one pair are one match with several shares, and stand once."""
 
     keys_BJ: Tensor
     """int64; 0 where there is none."""
@@ -65,34 +65,12 @@ class Interests:
     """What a match adds to the three features of its pair."""
     pairs_J: Int64s
 
+    @property
+    def num_features(self) -> int:
+        return NUMBERS_A_PAIR * (int(self.pairs_J[-1]) + 1)
+
     def select(self, rows: Tensor | slice) -> Interests:
         return Interests(self.keys_BJ[rows], self.weights_BJ3[rows], self.pairs_J)
-
-
-class InvertedIndex:
-    """Which candidates carry a value.
-
-    Args:
-        keys_CS: values of the candidates; 0 where there is none.
-        weight: of each posting: a node's values are those of several members.
-    """
-
-    def __init__(self, keys_CS: Int64s, weight: float = 1.0) -> None:
-        self.num_candidates, width = keys_CS.shape
-        flat = keys_CS.ravel()
-        filled = np.flatnonzero(flat)
-        order = filled[np.argsort(flat[filled], kind="stable")]
-        self._keys_E, self._candidates_E = flat[order], order // max(width, 1)
-        self._weight = np.float32(weight)
-
-    def features(self, interests: Interests, num_features: int) -> Tensor:
-        """Interaction features of every user with every candidate, float32 [B, X, C]."""
-        keys_BJ = interests.keys_BJ.numpy()
-        found_BXC = np.zeros((len(keys_BJ), num_features, self.num_candidates), dtype=np.float32)
-        first_BJ = np.searchsorted(self._keys_E, keys_BJ)
-        weights = interests.weights_BJ3.numpy(), interests.pairs_J, self._weight
-        _add_matches(keys_BJ, first_BJ, *weights, self._keys_E, self._candidates_E, found_BXC)
-        return torch.from_numpy(found_BXC)
 
 
 class InteractionReader:
@@ -237,7 +215,7 @@ def candidate_keys(slots_CA: npt.NDArray[np.integer], rows_C: Int64s) -> Int64s:
 @njit(nogil=True)
 def _weigh(keys_BJ, ends, recency_J, weights_BJ3):  # type: ignore[no-untyped-def]
     """Weights of all interests, pair by pair; ``ends`` is where each pair ends. Places of a pair stand newest
-    first, so the first of equal values is the latest."""
+    first, so the first of equal values is the latest: others add their shares to it and are struck out."""
     for b in range(len(keys_BJ)):
         start = 0
         for end in ends:
@@ -247,32 +225,16 @@ def _weigh(keys_BJ, ends, recency_J, weights_BJ3):  # type: ignore[no-untyped-de
             for j in range(start, end):
                 if keys_BJ[b, j] == 0:
                     continue
-                is_first = True
-                for before in range(start, j):
-                    if keys_BJ[b, before] == keys_BJ[b, j]:
-                        is_first = False
-                        break
-                weights_BJ3[b, j, 1] = 1.0 / filled
-                if is_first:
+                first = start
+                while keys_BJ[b, first] != keys_BJ[b, j]:
+                    first += 1
+                weights_BJ3[b, first, 1] += 1.0 / filled
+                if first < j:
+                    keys_BJ[b, j] = 0
+                else:
                     weights_BJ3[b, j, 0] = 1.0
                     weights_BJ3[b, j, 2] = recency_J[j]
             start = end
-
-
-@njit(nogil=True)
-def _add_matches(keys_BJ, first_BJ, weights_BJ3, pairs_J, weight, keys_E, candidates_E, found_BXC):  # type: ignore[no-untyped-def]
-    for b in range(len(keys_BJ)):
-        for j in range(len(pairs_J)):
-            key = keys_BJ[b, j]
-            if key == 0:
-                continue
-            x = NUMBERS_A_PAIR * pairs_J[j]
-            e = first_BJ[b, j]
-            while e < len(keys_E) and keys_E[e] == key:
-                candidate = candidates_E[e]
-                for n in range(NUMBERS_A_PAIR):
-                    found_BXC[b, x + n, candidate] += weights_BJ3[b, j, n] * weight
-                e += 1
 
 
 @njit(nogil=True)

@@ -20,8 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from trainers.folding import folded_queries
+from trainers.matches import Matches
 from trainers.pair_scores import gated_scores
 from trainers.towers import TowerConfig, TowerNetwork
+
+Features = Tensor | Matches | None
+"""Interaction features of pairs, written down or as posting lists."""
 
 
 class UserQueries:
@@ -38,22 +42,25 @@ class UserQueries:
         self.crosses_BQX = crosses_BQX
         """What an interaction feature adds to each product; None where the model has none."""
 
-    def score(self, candidates_CV: Tensor, features_BXC: Tensor | None = None) -> Tensor:
+    def score(self, candidates_CV: Tensor, features: Features = None) -> Tensor:
         """Logits of every user with every candidate, [B, C], without the candidates' own bias.
 
         Args:
             candidates_CV: the candidates, the same for all users.
-            features_BXC: interaction features of the pairs; all zero where left out.
+            features: interaction features of the pairs, [B, X, C]; all zero where left out.
         """
-        return self._gated(self.queries_BQV @ candidates_CV.T, features_BXC)
+        return self._gated(self.queries_BQV @ candidates_CV.T, features)
 
-    def score_pairs(self, candidates_BCV: Tensor, features_BXC: Tensor | None = None) -> Tensor:
+    def score_pairs(self, candidates_BCV: Tensor, features: Features = None) -> Tensor:
         """Logits of every user with candidates of its own, [B, C]."""
-        return self._gated(self.queries_BQV @ candidates_BCV.transpose(1, 2), features_BXC)
+        return self._gated(self.queries_BQV @ candidates_BCV.transpose(1, 2), features)
 
-    def _gated(self, products_BQC: Tensor, features_BXC: Tensor | None) -> Tensor:
-        if features_BXC is not None and self.crosses_BQX is not None:
-            products_BQC = products_BQC + self.crosses_BQX @ features_BXC
+    def _gated(self, products_BQC: Tensor, features: Features) -> Tensor:
+        if features is not None and self.crosses_BQX is not None:
+            if isinstance(features, Matches):
+                products_BQC = features.added_to(products_BQC, self.crosses_BQX)
+            else:
+                products_BQC = products_BQC + self.crosses_BQX @ features
         return gated_scores(products_BQC, self.gates_BH, self.offsets_H)
 
     def select(self, rows: Tensor | slice) -> UserQueries:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from trainers.features import Int64s
-from trainers.interactions import InteractionReader, Interests, InvertedIndex, value_keys
+from trainers.interactions import InteractionReader, Interests, value_keys
+from trainers.matches import InvertedIndex
 
 VALUES = "node_values"
 
@@ -60,7 +61,7 @@ class NodeAttributes:
         # Of one version any number of threads may ask: each finds an index of the same values, or makes it.
         index = self._index or InvertedIndex(self.values_KM.numpy(), 1.0 / self.members)
         self._index = index
-        found_BXK = index.features(interests, self._reader.num_features)
+        found_BXK = index.matches(interests).features()
         if self._leaves is not None:
             self._reader.add_nodes_met(interests, self._leaves.codes, self._leaves_a_node, found_BXK)
         return found_BXK

@@ -1,7 +1,7 @@
 """One training step: gather, forward, backward, update.
 
 Shapes: B events, P positive events, C candidates, N drawn ones among them, D width, F tower input, V item
-vector, X interaction features of a pair.
+vector.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from trainers.features import Int64s
 from trainers.hsnn import ItemSide, UserSide
 from trainers.inputs import UserRequest
 from trainers.losses import other_positives, pointwise, sampled_softmax
+from trainers.matches import Matches
 from trainers.node_scores import NodeScores
 from trainers.reservoir import ITEM, LABEL, WEIGHT, Columns, columns_of, request_of, with_replayed
 
@@ -105,8 +106,8 @@ class TrainingStep:
         self.item_of_event_B = inverse[: len(events)]
         self.drawn_index = inverse[len(events) :]
         self.positive_P = torch.nonzero(events.label_B > 0).squeeze(1)
-        self.matches_BXC: Tensor | None = None
-        """Interaction features of the events' users with the candidates; None where none are declared."""
+        self.matches: Matches | None = None
+        """What users and candidates have in common; None where no interactions are declared."""
         self.drawn: list[LevelAssignment] = []
         """Assignments of the drawn items, once the codebook has started."""
 
@@ -154,7 +155,7 @@ class TrainingStep:
             self.candidates_C, item_rows, candidate_index, trainer.watermark_ms
         )
         users = trainer.model.user_side(user_inputs, *trainer.look_for(self.events.request))
-        self.matches_BXC = trainer.matches(users.interests, self.candidates_C)
+        self.matches = trainer.matches(users.interests, self.candidates_C)
         items = trainer.model.item_side(item_inputs, log_share)
         return users, items, [item_rows, *user_rows, *value_rows]
 
@@ -210,7 +211,7 @@ class TrainingStep:
         target_P = self.item_of_event_B[positive]
         masked_PC = other_positives(self.events.request.rows_B[positive], target_P, len(self.candidates_C))
         weight_P, log_q_C = self.events.weight_B[positive], self._log_q()
-        matches = None if self.matches_BXC is None else self.matches_BXC[positive]
+        matches = None if self.matches is None else self.matches.select(positive)
         logits_PC = users.item.select(positive).score(items.vectors_CV, matches) + items.bias_C
         if scores is None:
             return sampled_softmax(logits_PC, target_P, log_q_C, masked_PC, weight_P), torch.zeros(())
@@ -226,7 +227,8 @@ class TrainingStep:
         """Calibrated click logits [B] of the events' own items, and the pointwise loss over all levels."""
         model, config, events = self.trainer.model, self.trainer.config, self.events
         own = self.item_of_event_B
-        pairs_B1V, matches = items.vectors_CV[own].unsqueeze(1), own_matches(self.matches_BXC, own)
+        pairs_B1V = items.vectors_CV[own].unsqueeze(1)
+        matches = None if self.matches is None else self.matches.of_own(own)
         logits_B = users.item.score_pairs(pairs_B1V, matches).squeeze(1) + items.bias_C[own]
         node_loss = torch.zeros(())
         if scores is not None:
@@ -259,10 +261,3 @@ class TrainingStep:
         as_event = -torch.expm1(absent_C)
         as_drawn = self.trainer.config.uniform_negatives / max(len(items), 1)
         return torch.log((as_event + as_drawn).clamp(1e-9, 1.0))
-
-
-def own_matches(matches_BXC: Tensor | None, own_B: Tensor) -> Tensor | None:
-    """Of the interaction features of all pairs, those of each event with its own item, [B, X, 1]."""
-    if matches_BXC is None:
-        return None
-    return matches_BXC[torch.arange(len(own_B)), :, own_B].unsqueeze(2)

@@ -21,7 +21,8 @@ from trainers.entities import BIAS, BORN, NEVER, VECTOR, Items, Table, Users
 from trainers.features import FeatureTable, Int64s
 from trainers.hsnn import HSNN, HSNNConfig, ItemSide, UserSide
 from trainers.inputs import FeatureSets, TowerInputs, UserRequest
-from trainers.interactions import InteractionReader, Interests, InvertedIndex
+from trainers.interactions import InteractionReader, Interests
+from trainers.matches import InvertedIndex, Matches
 from trainers.node_attributes import NodeAttributes
 from trainers.reservoir import ReplayConfig, Reservoir
 from trainers.step import Events, StepReport, TrainingStep
@@ -163,12 +164,11 @@ class OnlineTrainer:
         interests = self.interactions.interests(request.rows_B, request.history_BN, request.context_slots)
         return interests, self.node_attributes.features(interests)
 
-    def matches(self, interests: Interests | None, rows_C: Tensor) -> Tensor | None:
-        """Interaction features of every user with every one of some items, [B, X, C]."""
+    def matches(self, interests: Interests | None, rows_C: Tensor) -> Matches | None:
+        """What users have in common with some items; None where no interactions are declared."""
         if interests is None:
             return None
-        index = InvertedIndex(self.interactions.values(rows_C))
-        return index.features(interests, self.interactions.num_features)
+        return InvertedIndex(self.interactions.values(rows_C)).matches(interests)
 
     @torch.no_grad()
     def item_side(self, rows_C: Tensor) -> ItemSide:

@@ -78,9 +78,21 @@ def test_all_that_interests_name_is_met_where_the_quota_allows_it(nodes: tuple[i
     for number in range(4):
         user = users_of(learner).select(slice(number, number + 1))
         for view in both_views(learner):
-            rows = search_of(learner, view, 1.0).named(user, 10**6)
+            rows = search_of(learner, view, 1.0).named(user, len(view) - 1)
             assert set(rows.tolist()) == named_by_hand(learner, view, user, nothing)
             assert len(set(rows.tolist())) == len(rows)
+
+
+@levels
+def test_a_budget_for_every_item_meets_every_item(nodes: tuple[int, ...]) -> None:
+    learner = crossed(nodes)
+    for view in both_views(learner):
+        everything = set(view.members()[0].tolist())
+        for number in range(4):
+            user = users_of(learner).select(slice(number, number + 1))
+            found = search_of(learner, view)(user, len(view), len(view))
+            assert set(found.rows_Bk[0].tolist()) == everything
+            assert int(found.scored_B[0]) == len(view)
 
 
 @levels

@@ -19,11 +19,11 @@ from trainers.interactions import (
     RECENCY_PLACES,
     Interaction,
     Interests,
-    InvertedIndex,
     _weigh,
     item_keys,
     value_keys,
 )
+from trainers.matches import InvertedIndex, Matches
 from trainers.trainer import FeatureSets, OnlineTrainer
 
 HISTORY_ITEM = Interaction(user="history", item=c.ITEM_ID)
@@ -57,7 +57,7 @@ def features_after(trainer: OnlineTrainer, liked: Sequence[int]) -> np.ndarray:
     interests, _ = trainer.look_for(request)
     found = trainer.matches(interests, torch.from_numpy(trainer.items.find(np.arange(1, 5))))
     assert found is not None
-    return found[0].numpy()
+    return found.features()[0].numpy()
 
 
 def naive_features(
@@ -77,22 +77,84 @@ def naive_features(
     return found
 
 
-@given(data=st.data())
-def test_posting_lists_find_what_a_comparison_of_all_with_all_finds(data: st.DataObject) -> None:
-    num_users, num_candidates = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 6))
-    widths = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+def interests_of(
+    keys_BJ: np.ndarray, widths: Sequence[int], recency_J: np.ndarray
+) -> tuple[Interests, np.ndarray]:
+    pairs_J, own_BJ = np.repeat(np.arange(len(widths)), widths), keys_BJ.copy()
+    weights = np.zeros((*keys_BJ.shape, 3), dtype=np.float32)
+    _weigh(own_BJ, np.cumsum(widths), recency_J, weights)
+    return Interests(torch.from_numpy(own_BJ), torch.from_numpy(weights), pairs_J), pairs_J
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[Matches, np.ndarray]:
+    """Users and candidates, and their features by a comparison of all with all."""
+    num_users, num_candidates = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    widths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
     key = st.integers(0, 6)
     keys_BJ = np.array(
-        [data.draw(st.lists(key, min_size=sum(widths), max_size=sum(widths))) for _ in range(num_users)]
+        [draw(st.lists(key, min_size=sum(widths), max_size=sum(widths))) for _ in range(num_users)]
     )
-    values = [data.draw(st.lists(key, min_size=2, max_size=2)) for _ in range(num_candidates)]
-    pairs_J = np.repeat(np.arange(len(widths)), widths)
+    values = [draw(st.lists(key, min_size=2, max_size=2)) for _ in range(num_candidates)]
     recency_J = np.concatenate([0.5 ** np.arange(width) for width in widths]).astype(np.float32)
-    weights = np.zeros((*keys_BJ.shape, 3), dtype=np.float32)
-    _weigh(keys_BJ, np.cumsum(widths), recency_J, weights)
-    interests = Interests(torch.from_numpy(keys_BJ), torch.from_numpy(weights), pairs_J)
-    found = InvertedIndex(np.array(values)).features(interests, 3 * len(widths))
-    np.testing.assert_allclose(found.numpy(), naive_features(keys_BJ, pairs_J, recency_J, values), atol=1e-5)
+    interests, pairs_J = interests_of(keys_BJ, widths, recency_J)
+    expected = naive_features(keys_BJ, pairs_J, recency_J, values)
+    return InvertedIndex(np.array(values)).matches(interests), expected
+
+
+@given(worlds())
+def test_posting_lists_find_what_a_comparison_of_all_with_all_finds(
+    world: tuple[Matches, np.ndarray],
+) -> None:
+    matches, expected = world
+    np.testing.assert_allclose(matches.features().numpy(), expected, atol=1e-5)
+
+
+@given(worlds(), st.integers(0, 2**31))
+def test_matches_count_in_scores_and_gradients_as_if_they_were_written_down(
+    world: tuple[Matches, np.ndarray], seed: int
+) -> None:
+    matches, expected = world
+    random = torch.Generator().manual_seed(seed)
+    features_BXC = torch.from_numpy(expected).float()
+    num_users, num_features, num_candidates = features_BXC.shape
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random)
+
+    products, crosses = drawn(num_users, 3, num_candidates), drawn(num_users, 3, num_features)
+    weights = drawn(num_users, 3, num_candidates)
+    results = []
+    for is_sparse in (True, False):
+        inputs = [tensor.clone().requires_grad_() for tensor in (products, crosses)]
+        fresh = inputs[0] * 1.0
+        added = matches.added_to(fresh, inputs[1]) if is_sparse else fresh + inputs[1] @ features_BXC
+        (added * weights).sum().backward()
+        results.append([added.detach(), *(tensor.grad for tensor in inputs)])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
+
+
+@given(worlds(), st.data())
+def test_the_features_of_a_users_own_candidate_and_of_some_users_are_parts_of_all(
+    world: tuple[Matches, np.ndarray], data: st.DataObject
+) -> None:
+    matches, expected = world
+    num_users, _, num_candidates = expected.shape
+    places = st.lists(st.integers(0, num_candidates - 1), min_size=num_users, max_size=num_users)
+    own_B = torch.tensor(data.draw(places))
+    own = matches.of_own(own_B).squeeze(2).numpy()
+    np.testing.assert_allclose(own, expected[np.arange(num_users), :, own_B.numpy()], atol=1e-5)
+    some = torch.tensor(data.draw(st.lists(st.integers(0, num_users - 1), min_size=1, max_size=5)))
+    np.testing.assert_allclose(matches.select(some).features(), expected[some.numpy()], atol=1e-5)
+
+
+def test_doubles_take_the_features_written_down() -> None:
+    interests, _ = interests_of(np.array([[2, 2, 4]]), [3], np.ones(3, dtype=np.float32))
+    matches = InvertedIndex(np.array([[2], [6]])).matches(interests)
+    products, crosses = torch.zeros(1, 1, 2, dtype=torch.float64), torch.ones(1, 1, 3, dtype=torch.float64)
+    found = matches.added_to(products, crosses)
+    torch.testing.assert_close(found, torch.tensor([[[1.0 + 2 / 3 + 1.0, 0.0]]], dtype=torch.float64))
 
 
 def test_an_item_met_before_is_matched_by_how_often_and_how_lately() -> None:
@@ -119,7 +181,7 @@ def test_an_event_does_not_see_itself() -> None:
     interests, _ = trainer.look_for(request)
     found = trainer.matches(interests, torch.from_numpy(trainer.items.find(np.array([1]))))
     assert found is not None
-    assert not found.any()
+    assert not found.features().any()
 
 
 def test_what_a_user_says_of_itself_meets_the_same_value_of_an_item() -> None:
@@ -139,7 +201,7 @@ def test_what_an_event_says_meets_the_same_value_of_an_item() -> None:
     interests = trainer.interactions.interests(torch.tensor([0]), torch.zeros(1, 5, dtype=torch.int64), slots)
     found = trainer.matches(interests, torch.from_numpy(trainer.items.find(np.arange(1, 5))))
     assert found is not None
-    np.testing.assert_allclose(found[0, 0].numpy(), [1, 1, 0, 0])
+    np.testing.assert_allclose(found.features()[0, 0].numpy(), [1, 1, 0, 0])
 
 
 def hash_of(word: str) -> int:
