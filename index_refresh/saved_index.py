@@ -1,7 +1,7 @@
 """The index of a checkpoint as raw arrays, whether or not they make sense together.
 
 Shapes: R rows of the item table, N rows listed in leaves, P leaves, L levels, V item vector, D width of a
-node, K nodes of a level.
+node, K nodes of a level, U values, M items of a head.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from trainers.checkpoint import Checkpoint
 from trainers.entities import BIAS, BORN, VECTOR
 from trainers.id_map import UNKNOWN_ROW
 from trainers.manifest import Manifest
+from trainers.value_heads import PREFIX, ROWS
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 ITEMS, MODEL, TRAINER = "items", "model", "trainer"
 CODES = "codebook.codes."
+
+HEADS = f"{PREFIX}{ROWS}"
+_NO_HEADS = torch.zeros((0, 1), dtype=torch.int32)
 
 _SOME, _ANY = -1, -2
 """Lengths: at least 1, and any."""
@@ -107,6 +111,8 @@ class SavedIndex:
     progress: tuple[int, int, int]
     """Step, events trained, watermark in ms."""
     names: Mapping[int, str]
+    heads: Tensor
+    """Item rows [U, M] that each value names; none of an index that keeps no heads."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> SavedIndex:
@@ -129,6 +135,7 @@ class SavedIndex:
             model=checkpoint.parts[MODEL],
             progress=(step, events_trained, watermark_ms),
             names=dict(zip(names.column(0).to_pylist(), names.column(1).to_pylist(), strict=True)),
+            heads=checkpoint.parts[TRAINER].get(HEADS, _NO_HEADS),
         )
 
     @property

@@ -98,6 +98,12 @@ def _wrong_width(saved: SavedIndex) -> str:
     return "" if found == expected else f"{found} values a vector, the networks have {expected}"
 
 
+def _heads_of_another_form(saved: SavedIndex) -> str:
+    heads = saved.heads
+    is_whole = heads.dtype == torch.int32 and heads.dim() == 2
+    return "" if is_whole else f"heads are {heads.dtype} of {heads.dim()} dimensions"
+
+
 # -- content: leaves ---------------------------------------------------------------------------------------
 
 
@@ -134,6 +140,18 @@ def _live_rows_not_listed(saved: SavedIndex) -> str:
 
 def _wrong_mass(saved: SavedIndex) -> str:
     return some("leaf", np.flatnonzero(~np.isfinite(saved.mass_P) | (saved.mass_P < 0)))
+
+
+def _heads_out_of_range(saved: SavedIndex) -> str:
+    """A row that left, or lost the value, may stay until another takes its place: searches pass over it."""
+    rows = np.unique(saved.heads.numpy())
+    return some("row", rows[(rows < 0) | (rows >= len(saved.live_R))])
+
+
+def _named_twice(saved: SavedIndex) -> str:
+    rows_UM = np.sort(saved.heads.numpy(), axis=1)
+    repeats_U = ((rows_UM[:, 1:] == rows_UM[:, :-1]) & (rows_UM[:, 1:] > UNKNOWN_ROW)).any(1)
+    return some("value", np.flatnonzero(repeats_U))
 
 
 # -- content: items ----------------------------------------------------------------------------------------
@@ -271,6 +289,7 @@ FORM: tuple[Invariant[SavedIndex], ...] = (
     ),
     Invariant("every item row has all columns", "the state cannot be loaded", _short_columns),
     Invariant("item vectors are as wide as the networks", "no item can be scored", _wrong_width),
+    Invariant("heads are lists of rows", "the state cannot be loaded", _heads_of_another_form),
 )
 
 CONTENT: tuple[Invariant[SavedIndex], ...] = (
@@ -285,6 +304,10 @@ CONTENT: tuple[Invariant[SavedIndex], ...] = (
         "every live item is listed", "these items are never found through the index", _live_rows_not_listed
     ),
     Invariant("popularity of leaves is finite and not negative", "node scores go astray", _wrong_mass),
+    Invariant(
+        "heads name rows of the item table", "interests name nothing where they should", _heads_out_of_range
+    ),
+    Invariant("a head names an item once", "popular items of the value are not met", _named_twice),
     Invariant("row 0 belongs to no item", "unknown items and users read as that item", _row_zero_in_use),
     Invariant(
         "every id has one row", "some of its events train a row that is not served", _ids_with_two_rows

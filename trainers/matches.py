@@ -25,6 +25,9 @@ from trainers.interactions import NUMBERS_A_PAIR, Interests
 
 Int64s = npt.NDArray[np.int64]
 
+# Of a posting as one number, below the key: rows are 31 bits wide, and a key has one more.
+_CANDIDATE_BITS = 30
+_CANDIDATES = (1 << _CANDIDATE_BITS) - 1
 # Sums may be taken in any order, so that they run in vector registers; NaN and infinity stay what they are.
 _REORDERED = {"reassoc", "contract", "nsz"}
 
@@ -39,10 +42,10 @@ class InvertedIndex:
 
     def __init__(self, keys_CS: Int64s, weight: float = 1.0) -> None:
         self.keys_CS, self.weight = keys_CS, np.float32(weight)
-        flat = keys_CS.ravel()
-        filled = np.flatnonzero(flat)
-        order = filled[np.argsort(flat[filled], kind="stable")]
-        self.keys_E, self.candidates_E = flat[order], order // max(keys_CS.shape[1], 1)
+        # One number a posting: numbers are sorted several times faster than places by what stands there.
+        postings = (keys_CS << _CANDIDATE_BITS) | np.arange(len(keys_CS))[:, None]
+        postings = np.sort(postings[keys_CS != 0])
+        self.keys_E, self.candidates_E = postings >> _CANDIDATE_BITS, postings & _CANDIDATES
 
     def matches(self, interests: Interests) -> Matches:
         """What these users and the candidates have in common."""

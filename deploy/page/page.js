@@ -566,11 +566,11 @@ function showAnswer(found) {
   place.replaceChildren(found.history.length ? "History: " : "");
   found.history.slice(0, 12).forEach((id, at) => { if (at) place.append(", "); link(place, "" + id, () => showItem(id)); });
   if (found.history.length > 12) place.append(" and " + (found.history.length - 12) + " more");
-  fill(byId("answer-items"), ["", { title: "item", text: "text" }, "score", "own part", "leaf's part", { title: "leaf", text: "text" }],
-    found.items.map((item, at) => ["" + (at + 1), (cell) => { link(cell, "" + item.item_id, () => showItem(item.item_id)); },
+  fill(byId("answer-items"), ["", { title: "item", text: "text" }, "score", "own part", "leaf's part", { title: "leaf", text: "text" },
+    { title: "met by", text: "text" }], found.items.map((item, at) => ["" + (at + 1), (cell) => { link(cell, "" + item.item_id, () => showItem(item.item_id)); },
       decimals(item.score, 3), signed(item.item_part), signed(item.node_part), (cell) => {
         if (item.leaf) link(cell, item.leaf, () => goTo(item.leaf)); else cell.textContent = found.beams.length ? "none yet" : "";
-      }]));
+      }, item.named ? "interest" : item.leaf ? "leaf" : ""]));
   showLevels(found);
   fill(byId("answer-leaves"), [{ title: "leaf", text: "text" }, "score", "items met"], found.leaves.map((leaf) => [
     (cell) => { if (leaf.node) link(cell, leaf.node, () => goTo(leaf.node)); else cell.textContent = "all items"; },

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from streams import changed, items_batch, learner_config, trained_learner
+from streams import FEATURED, TwoGroups, catalogue, changed, items_batch, learner_config, trained_learner
 
 from consumers.hashing import hash_text
 from index_refresh.health import balance
@@ -314,6 +314,44 @@ NAME_DAMAGES: dict[str, tuple[Callable[[Checkpoint], None], str, str]] = {
 def test_damage_to_names_is_named(damage: str, intact: dict[str, Checkpoint]) -> None:
     break_it, says, found = NAME_DAMAGES[damage]
     checkpoint = copy_of(intact[STRINGS])
+    break_it(checkpoint)
+    assert [(p.invariant, p.found[: len(found)]) for p in problems(checkpoint)] == [(says, found)]
+
+
+HEAD_DAMAGES: dict[str, tuple[Callable[[Checkpoint], None], str, str]] = {
+    "as floats": (
+        of_another_type("trainer", "heads.rows"),
+        "heads are lists of rows",
+        "heads are torch.float64",
+    ),
+    "far out": (
+        put("trainer", "heads.rows", (2, 1), 10**6),
+        "heads name rows of the item table",
+        "1 row: 1000000",
+    ),
+    "negative": (put("trainer", "heads.rows", (2, 0), -4), "heads name rows of the item table", "1 row: -4"),
+    "twice": (put("trainer", "heads.rows", 1, 7), "a head names an item once", "1 value: 1"),
+}
+
+
+@pytest.fixture(scope="module")
+def with_heads(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    learner = trained_learner(12, FEATURED, context=True)
+    learner.apply(catalogue(range(1, 101)))
+    for batch in TwoGroups(seed=1, context=True).batches(4):
+        learner.learn(batch)
+    return saved(learner, tmp_path_factory.mktemp("with-heads"))
+
+
+def test_an_index_whose_values_have_heads_has_no_problem(with_heads: Checkpoint) -> None:
+    assert (with_heads.parts["trainer"]["heads.rows"] > 0).any()
+    assert problems(with_heads) == []
+
+
+@pytest.mark.parametrize("damage", HEAD_DAMAGES)
+def test_damage_to_heads_is_named(damage: str, with_heads: Checkpoint) -> None:
+    break_it, says, found = HEAD_DAMAGES[damage]
+    checkpoint = copy_of(with_heads)
     break_it(checkpoint)
     assert [(p.invariant, p.found[: len(found)]) for p in problems(checkpoint)] == [(says, found)]
 
