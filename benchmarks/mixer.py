@@ -63,7 +63,7 @@ def tune_loudness(model: HSNN, users_BUD: Floats, vectors_ND: Floats) -> float:
     sharpness = LINEAR_SPREAD / float(linear_BN.std(1).mean())
     folded_users = overarch.fold(sharpness * users)
     hidden_BN = folded_users.score(items) - folded_users.queries_BQV[:, 0] @ items.T
-    overarch.gates.weight *= HIDDEN_SPREAD / float(hidden_BN.std(1).mean())
+    overarch.gates.weight.mul_(HIDDEN_SPREAD / float(hidden_BN.std(1).mean()))
     for level in range(model.num_levels):
         node_level = model.node_level(level)
         node_level.monn.overarch.load_state_dict(overarch.state_dict())

@@ -20,6 +20,8 @@ from benchmarks.sasrec import SASRec, SASRecConfig
 from benchmarks.settings import changed, choices
 from index_refresh.learner import LearnerConfig
 from trainers.codebook import CodebookConfig
+from trainers.sizes import SIZES as MODEL_SIZES
+from trainers.sizes import Size
 
 MODELS, LEARNING, TRICKS, BALANCE, AGE = 1, 2, 3, 4, 5
 TABLES = (MODELS, LEARNING, TRICKS, BALANCE, AGE)
@@ -39,27 +41,12 @@ RECLUSTERED = {"trainer.model.codebook.recluster_every_steps": 20, "refresh.fill
 _MODEL, _CODEBOOK = "trainer.model", "trainer.model.codebook"
 
 
-def _tower(embeddings: int, hidden: int, rank: int) -> dict[str, int]:
-    return {"num_embeddings": embeddings, "hidden_dim": hidden, "cross_rank": rank}
-
-
-# Sizes of a flat MoNN after the paper's table 5, scaled to one processor; XS is Two Tower.
+# Of the item level alone: a flat model asks no node. XS is Two Tower.
+_LEVEL = ("user_tower", "item_tower", "overarch_hidden")
 SIZES: Mapping[str, Mapping[str, Any]] = {
-    "s": {
-        f"{_MODEL}.user_tower": _tower(2, 64, 8),
-        f"{_MODEL}.item_tower": _tower(1, 64, 8),
-        f"{_MODEL}.overarch_hidden": 2,
-    },
-    "m": {
-        f"{_MODEL}.user_tower": _tower(4, 64, 8),
-        f"{_MODEL}.item_tower": _tower(1, 64, 8),
-        f"{_MODEL}.overarch_hidden": 4,
-    },
-    "l": {
-        f"{_MODEL}.user_tower": _tower(8, 128, 16),
-        f"{_MODEL}.item_tower": _tower(2, 128, 16),
-        f"{_MODEL}.overarch_hidden": 8,
-    },
+    size.lower(): {f"{_MODEL}.{field}": settings[field] for field in _LEVEL}
+    for size, settings in MODEL_SIZES.items()
+    if size is not Size.XS
 }
 # What is taken away, and by which settings.
 REMOVED: Mapping[str, Mapping[str, Any]] = {

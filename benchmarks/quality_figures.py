@@ -10,7 +10,7 @@ from benchmarks.quality_run import Measured
 Figure = Callable[[Results, str], float | None]
 
 EBR = ("ebr_ivf", "ebr_hnsw")
-FLAT_MONN = ("monn_s", "monn_m", "monn_l")
+FLAT_MONN = ("monn_s", "monn_m", "monn_l", "monn_xl")
 
 
 def _over(above: tuple[str, ...], below: tuple[str, ...]) -> Figure:

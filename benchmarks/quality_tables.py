@@ -26,6 +26,7 @@ LABELS = {
     "monn_s": "MoNN S, flat",
     "monn_m": "MoNN M, flat",
     "monn_l": "MoNN L, flat",
+    "monn_xl": "MoNN XL, flat",
     "monn_m_alone": "MoNN M without interactions, flat",
     "hsnn2": "HSNN, two levels",
     "hsnn2_flat": "HSNN, two levels, every item scored",

@@ -270,8 +270,8 @@ def two_tower(config: LearnerConfig) -> LearnerConfig:
         "item_tower": model.item_tower.model_copy(update={"num_embeddings": 1}),
         "user_tower": one,
         "node_user_tower": TowerConfig(num_embeddings=1, hidden_dim=1, cross_rank=0),
-        "overarch_hidden": 1,
-        "node_overarch_hidden": 1,
+        "overarch_hidden": 0,
+        "node_overarch_hidden": 0,
         "codebook": codebook,
     }
     trainer = config.trainer.model_copy(update={"model": model.model_copy(update=changes)})

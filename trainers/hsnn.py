@@ -16,15 +16,17 @@ linear in that sum up to its hidden units, so search multiplies each level's K v
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.codebook import Codebook, CodebookConfig
 from trainers.interactions import Interests
 from trainers.monn import MoNN, UserQueries
+from trainers.sizes import Size, of_size
 from trainers.towers import TowerConfig, TowerNetwork
 
 
@@ -33,6 +35,9 @@ class HSNNConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    size: Size | None = Field(
+        None, description="Towers and OverArchs of a named size; what is set beside it wins. M is the default"
+    )
     dim: int = Field(32, ge=4, description="Width of every embedding that meets another in a dot product")
     item_tower: TowerConfig = Field(TowerConfig(num_embeddings=1, hidden_dim=64, cross_rank=8))
     user_tower: TowerConfig = Field(
@@ -41,9 +46,18 @@ class HSNNConfig(BaseModel):
     node_user_tower: TowerConfig = Field(
         TowerConfig(num_embeddings=8, hidden_dim=128, cross_rank=8), description="Of every level of nodes"
     )
-    overarch_hidden: int = Field(4, ge=1, description="Hidden units of the item level's OverArch")
-    node_overarch_hidden: int = Field(8, ge=1, description="Hidden units of a node level's OverArch")
+    overarch_hidden: int = Field(
+        4,
+        ge=0,
+        description="Hidden units of the item level's OverArch; without any it is a sum of dot products",
+    )
+    node_overarch_hidden: int = Field(8, ge=0, description="Hidden units of a node level's OverArch")
     codebook: CodebookConfig = Field(CodebookConfig())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_size(cls, settings: Any) -> Any:
+        return of_size(settings)
 
 
 @dataclass(frozen=True, slots=True)

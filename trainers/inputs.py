@@ -25,6 +25,8 @@ ITEM_CLOCKS = 3
 # Numbers that every user tower reads: hour of day, day of week (two each), history length.
 USER_CLOCKS = 5
 MS_PER_HOUR = 3_600_000.0
+# Meetings at the usual rate that every item is given beforehand, so that one look does not make a rate.
+RATE_PRIOR = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,9 @@ class TowerInputs:
         context: FeatureTable,
         admit_items_after: int,
         admit_users_after: int,
+        click_rates: bool = False,
     ) -> None:
-        self.items, self.users, self.context = items, users, context
+        self.items, self.users, self.context, self._click_rates = items, users, context, click_rates
         self._admit_items_after, self._admit_users_after = admit_items_after, admit_users_after
 
     def user_dim(self, embedding_dim: int, value_dim: int, vector_dim: int) -> int:
@@ -78,7 +81,8 @@ class TowerInputs:
         return 3 * embedding_dim + vector_dim + declared + USER_CLOCKS
 
     def item_dim(self, embedding_dim: int, value_dim: int, num_half_lives: int) -> int:
-        return embedding_dim + self.items.features.spec.dim(value_dim) + num_half_lives + ITEM_CLOCKS
+        over_time = num_half_lives * (2 if self._click_rates else 1)
+        return embedding_dim + self.items.features.spec.dim(value_dim) + over_time + ITEM_CLOCKS
 
     def request(self, table: pa.RecordBatch, learn: bool = False) -> UserRequest:
         """Users of a batch of events, each as known just before its event; unknown ones read as row 0."""
@@ -131,7 +135,16 @@ class TowerInputs:
         # Relative to an even share, so that the input keeps its scale while the catalogue grows.
         lift = log_share + float(np.log(max(len(self.items), 1)))
         parts = [item_rows.leaf_ND[index_C], declared, 0.3 * lift, self._item_clocks(rows_C, now_ms)]
+        if self._click_rates:
+            parts.append(0.3 * self._rates(rows_C))
         return torch.cat(parts, dim=1), log_share, [declared_rows]
+
+    def _rates(self, rows_C: Tensor) -> Tensor:
+        """Log of how often each item was liked when it was met, relative to all items, float32 [C, L]."""
+        liked, met = self.items.liked, self.items.met
+        usual_L = (liked.total_L / met.total_L.clamp_min(1.0)).float().clamp_min(1e-6)
+        rate_CL = (liked.read(rows_C) + RATE_PRIOR * usual_L) / (met.read(rows_C) + RATE_PRIOR)
+        return torch.log(rate_CL / usual_L)
 
     def _item_clocks(self, rows_C: Tensor, now_ms: int) -> Tensor:
         """Log hours since birth and since last met, and whether it was ever met, float32 [C, 3]. Row 0 reads

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainers.folding import folded_queries
 from trainers.matches import Matches
@@ -84,9 +85,7 @@ class OverArch(nn.Module):
         self.linear_UI = nn.Parameter(torch.full((num_user, num_candidate), products**-0.5))
         self.hidden_HUI = nn.Parameter(torch.randn(hidden, num_user, num_candidate) * products**-0.5)
         self.offsets_H = nn.Parameter(torch.zeros(hidden))
-        self.gates = nn.Linear(num_user * dim, hidden)
-        nn.init.zeros_(self.gates.weight)
-        nn.init.zeros_(self.gates.bias)
+        self.gates = Gates(num_user * dim, hidden)
         self.interaction = InteractionTower(num_features, num_user, dim, 1 + hidden) if num_features else None
 
     def fold(self, user_BUD: Tensor) -> UserQueries:
@@ -95,6 +94,18 @@ class OverArch(nn.Module):
         gates_BH = self.gates(user_BUD.flatten(1))
         crosses = None if self.interaction is None else self.interaction(user_BUD)
         return UserQueries(queries_BQID.flatten(2), gates_BH, self.offsets_H, crosses)
+
+
+class Gates(nn.Module):
+    """How much each hidden unit counts for a user, linear in the user's embeddings; nothing at the start."""
+
+    def __init__(self, in_dim: int, hidden: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden, in_dim))
+        self.bias = nn.Parameter(torch.zeros(hidden))
+
+    def forward(self, user_BF: Tensor) -> Tensor:
+        return functional.linear(user_BF, self.weight, self.bias)
 
 
 class InteractionTower(nn.Module):

@@ -56,6 +56,11 @@ class TrainerConfig(BaseModel):
     popularity_half_lives: tuple[float, ...] = Field(
         (5_000.0, 50_000.0, 500_000.0), description="Half-lives of decayed popularity, in events"
     )
+    click_rates: bool = Field(
+        False,
+        description="Item towers also read how often an item was liked of late when it was met, at the same "
+        "half-lives: for logs with impressions. A state goes on only as it began",
+    )
     node_members: int = Field(
         16, ge=1, description="Most popular items of a node whose values are the node's, for interactions"
     )
@@ -86,9 +91,8 @@ class OnlineTrainer:
             features.user, config.embedding_dim, config.value_dim, config.history_length, self.items
         )
         self.context = FeatureTable(features.context, config.value_dim)
-        self.inputs = TowerInputs(
-            self.items, self.users, self.context, config.admit_items_after, config.admit_users_after
-        )
+        admitted = config.admit_items_after, config.admit_users_after
+        self.inputs = TowerInputs(self.items, self.users, self.context, *admitted, config.click_rates)
         self.interactions = InteractionReader(
             features.interactions, self.items, self.users, self.context, config.history_length
         )

@@ -8,7 +8,8 @@ from trainers.monn import MoNN, OverArch, UserQueries
 from trainers.towers import TowerConfig, TowerNetwork
 
 SHAPES = pytest.mark.parametrize(
-    ("num_user", "num_candidate", "hidden"), [(1, 1, 1), (4, 1, 3), (1, 3, 2), (3, 2, 5), (8, 4, 4)]
+    ("num_user", "num_candidate", "hidden"),
+    [(1, 1, 1), (4, 1, 3), (1, 3, 2), (3, 2, 5), (8, 4, 4), (1, 1, 0), (3, 2, 0)],
 )
 B, C, D = 5, 6, 4
 
