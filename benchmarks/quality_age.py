@@ -21,6 +21,7 @@ from index_refresh.beam_search import search
 from index_refresh.learner import INDEX, Learner, LearnerConfig
 from index_refresh.refresher import Refresher
 from trainers.node_scores import NodeScores
+from trainers.tasks import LIKES
 from trainers.trainer import OnlineTrainer
 
 FRESH, FROZEN = "age=fresh", "age=frozen"
@@ -109,7 +110,7 @@ def _answer(served: Learner | Served, requests: Requests) -> Answer:
 def click_logits(trainer: OnlineTrainer, table: pa.RecordBatch) -> torch.Tensor:
     """Calibrated click logits [B] of the events' own items, by the networks of now."""
     model = trainer.model
-    users = trainer.user_side(trainer.request(table))
+    users = trainer.user_side(trainer.request(table), LIKES)
     rows = torch.from_numpy(trainer.items.find(table.column(c.ITEM_ID).to_numpy()))
     rows_C, own_B = torch.unique(rows, return_inverse=True)
     side = trainer.item_side(rows_C)

@@ -29,6 +29,7 @@ from trainers.entities import BORN, SLOTS
 from trainers.inputs import MS_PER_HOUR
 from trainers.manifest import Manifest
 from trainers.node_scores import NodeScores
+from trainers.tasks import LIKES
 
 NO_ID = np.iinfo(np.int64).min
 """Stands for no answer where item ids are listed."""
@@ -129,7 +130,7 @@ class Contender:
         """What it predicts for every event, [B], as training does before it learns."""
         trainer, model = self._trainer, self._trainer.model
         rows_U, own_B = torch.unique(torch.from_numpy(self._rows_of(events)), return_inverse=True)
-        users, items = trainer.user_side(trainer.request(events)), trainer.item_side(rows_U)
+        users, items = trainer.user_side(trainer.request(events), LIKES), trainer.item_side(rows_U)
         matches = trainer.matches(users.interests, rows_U)
         own = None if matches is None else matches.of_own(own_B)
         logits_B = users.item.score_pairs(items.vectors_CV[own_B].unsqueeze(1), own).squeeze(1)

@@ -5,7 +5,7 @@ What is measured is what serves: the same search over the same cached vectors. S
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 import torch
@@ -16,6 +16,7 @@ from consumers import columns as c
 from consumers.batch import EventBatch
 from index_refresh.beam_search import BeamSearch, search_flat
 from index_refresh.refresher import Refresher
+from trainers.tasks import rows_of, tasks_of
 from trainers.trainer import OnlineTrainer, StepReport
 
 INDEX, FLAT, POPULARITY = "index", "flat", "popularity"
@@ -58,6 +59,7 @@ class Evaluator:
         self._totals = torch.zeros(width, dtype=torch.float64)
         self._answered = 0
         self.clicks = ClickWindow()
+        self.tasks = TaskWindow([task.name for task in trainer.config.tasks], config.k)
 
     def budget(self, num_items: int) -> int:
         """Items a search may score."""
@@ -87,6 +89,7 @@ class Evaluator:
         through = search(users, k, self.budget(len(trainer.items)))
         flat = search_flat(trainer.model, users, index, k)
         known_B = wanted_B1.squeeze(1) > 0
+        self.tasks.add(tasks_of(batch.table, trainer.config.tasks)[picked], through.rows_Bk, wanted_B1)
         columns = [
             _hits(through.rows_Bk, wanted_B1),
             _hits(flat.rows_Bk, wanted_B1),
@@ -129,11 +132,17 @@ class Evaluator:
             figures[f"recall_{POPULARITY}{suffix}_at_{k}"] = float(means[4:].max())
             figures[f"scored_fraction{suffix}"] = float(means[2])
             figures[f"new_item_share{suffix}"] = float(means[3])
-        return {**figures, **self.clicks.metrics()}
+        return {**figures, **self.clicks.metrics(), **self.tasks.metrics()}
 
     def state(self) -> dict[str, Tensor]:
         scalars = torch.tensor([self._credit, float(self._answered)], dtype=torch.float64)
-        return {"window": self._window, "totals": self._totals, "scalars": scalars, **self.clicks.state()}
+        return {
+            "window": self._window,
+            "totals": self._totals,
+            "scalars": scalars,
+            **self.clicks.state(),
+            **self.tasks.state(),
+        }
 
     def load(self, state: dict[str, Tensor]) -> None:
         self._window = state["window"].clone()
@@ -141,6 +150,39 @@ class Evaluator:
         self._credit, answered = state["scalars"].tolist()
         self._answered = int(answered)
         self.clicks.load(state)
+        self.tasks.load(state)
+
+
+class TaskWindow:
+    """Decayed sums behind recall through the index at the events of each task."""
+
+    DECAY = 0.99
+
+    def __init__(self, names: Sequence[str], k: int) -> None:
+        self._names, self._k = names, k
+        # Events answered, and those whose item was among the answers.
+        self._sums_T2 = torch.zeros(len(names), 2, dtype=torch.float64)
+
+    def add(self, bits_B: Tensor, rows_Bk: Tensor, wanted_B1: Tensor) -> None:
+        hits_B = _hits(rows_Bk, wanted_B1)
+        for task in range(len(self._names)):
+            rows = rows_of(bits_B, task)
+            added = torch.tensor([len(rows), int(hits_B[rows].sum())], dtype=torch.float64)
+            self._sums_T2[task] = self._sums_T2[task] * self.DECAY + added
+
+    def metrics(self) -> dict[str, float]:
+        """Of the tasks that were met."""
+        sums = zip(self._names, self._sums_T2.tolist(), strict=True)
+        return {f"recall_task_{name}_at_{self._k}": hits / events for name, (events, hits) in sums if events}
+
+    def state(self) -> dict[str, Tensor]:
+        return {"tasks": self._sums_T2} if self._names else {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """One of other tasks is left: their figures begin anew."""
+        saved = state.get("tasks")
+        if saved is not None and saved.shape == self._sums_T2.shape:
+            self._sums_T2 = saved.clone()
 
 
 class ClickWindow:

@@ -52,6 +52,11 @@ class CodebookConfig(BaseModel):
     min_alpha: float = Field(5.0, gt=0, description="Inverse temperature at the start")
     max_alpha: float = Field(20.0, gt=0, description="Inverse temperature held after annealing")
     index_weight: float = Field(1.0, ge=0, description="Weight of the node level's loss")
+    distillation_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight, beside the labels', of the item level's softmax as a target of the node levels",
+    )
     reconstruction_weight: float = Field(0.1, ge=0, description="Weight of |z - pseudo item|^2")
     share_gradient: bool = Field(
         False, description="Let the node level's loss shape the item vectors too (JOIM), not only the index"

@@ -27,6 +27,7 @@ from trainers.codebook import Codebook, CodebookConfig
 from trainers.interactions import Interests
 from trainers.monn import MoNN, UserQueries
 from trainers.sizes import Size, of_size
+from trainers.tasks import LIKES, Shares
 from trainers.towers import TowerConfig, TowerNetwork
 
 
@@ -122,16 +123,19 @@ class HSNN(nn.Module):
         item_dim: int,
         num_half_lives: int,
         num_features: int = 0,
+        shares: Shares = LIKES,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.shares = config, shares
         embeddings = config.item_tower.num_embeddings
         self.vector_dim = embeddings * config.dim
         self.item_tower = TowerNetwork(config.item_tower, item_dim, config.dim)
         self.item_bias = nn.Linear(item_dim, 1)
         self.popularity_L = nn.Parameter(torch.full((num_half_lives,), 1.0 / num_half_lives))
         hidden = config.overarch_hidden
-        self.item_level = MoNN(config.user_tower, user_dim, embeddings, config.dim, hidden, num_features)
+        self.item_level = MoNN(
+            config.user_tower, user_dim, embeddings, config.dim, hidden, num_features, len(shares) - 1
+        )
         self.index_projection = nn.Linear(self.vector_dim, config.dim, bias=False)
         self.codebook = Codebook(config.codebook, config.dim)
         self.node_levels = nn.ModuleList(
@@ -148,14 +152,23 @@ class HSNN(nn.Module):
         self.index_projection.requires_grad_(config.codebook.is_joint)
 
     def user_side(
-        self, user_BF: Tensor, interests: Interests | None = None, features_BXK: Tensor | None = None
+        self,
+        user_BF: Tensor,
+        interests: Interests | None = None,
+        features_BXK: Tensor | None = None,
+        shares: Shares | None = None,
     ) -> UserSide:
-        """Users as tower inputs, with what they look for and its matches with nodes."""
+        """Users as tower inputs, with what they look for and its matches with nodes.
+
+        Args:
+            shares: the blend of heads that items are scored by; the one that is served where left out.
+        """
         # Learnt apart, the nodes' networks read what users and items share and shape none of it.
         apart = self.config.codebook.learning == "separate"
         node_BF = user_BF.detach() if apart else user_BF
         nodes = tuple(self.node_level(level).monn.user_queries(node_BF) for level in range(self.num_levels))
-        return UserSide(self.item_level.user_queries(user_BF), nodes, interests, features_BXK)
+        item = self.item_level.user_queries(user_BF, self.shares if shares is None else shares)
+        return UserSide(item, nodes, interests, features_BXK)
 
     @property
     def num_levels(self) -> int:

@@ -5,6 +5,7 @@ Shapes: B events, C candidates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,21 @@ def _corrected(
     for row in range(len(logits_BC)):
         for c in range(len(log_q_C)):
             corrected_BC[row, c] = masked if masked_BC[row, c] else logits_BC[row, c] - log_q_C[c]
+
+
+def distillation(
+    students: Sequence[Tensor], teacher_BC: Tensor, log_q_C: Tensor, masked_BC: Tensor, weight_B: Tensor
+) -> Tensor:
+    """Weighted mean cross-entropy of each student's softmax over sampled candidates from that of the teacher,
+    whose logits are taken as they are; summed over students (HSNN section 2, soft labels)."""
+    share_B = weight_B / weight_B.sum().clamp_min(1e-8)
+
+    def corrected(logits_BC: Tensor) -> Tensor:
+        return (logits_BC - log_q_C).masked_fill(masked_BC, MASKED)
+
+    target_BC = corrected(teacher_BC.detach()).softmax(1)
+    losses = [-(target_BC * corrected(logits_BC).log_softmax(1)).sum(1) @ share_B for logits_BC in students]
+    return torch.stack(losses).sum()
 
 
 def pointwise(click_logits_B: Tensor, label_B: Tensor, weight_B: Tensor) -> Tensor:

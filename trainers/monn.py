@@ -23,6 +23,7 @@ from torch.nn import functional
 from trainers.folding import folded_queries
 from trainers.matches import Matches
 from trainers.pair_scores import gated_scores
+from trainers.tasks import LIKES, Shares
 from trainers.towers import TowerConfig, TowerNetwork
 
 Features = Tensor | Matches | None
@@ -74,24 +75,41 @@ class OverArch(nn.Module):
     """Logit from all pairwise dot products: a linear path plus one hidden layer gated by the user.
 
     The linear path starts as the sum of the dot products and the gates start at zero, so that a MoNN starts
-    as a Two Tower model and can leave it only for something better.
+    as a Two Tower model and can leave it only for something better. Further tasks have a linear path and
+    gates of their own, and share the hidden units.
     """
 
     def __init__(
-        self, num_user: int, num_candidate: int, dim: int, hidden: int, num_features: int = 0
+        self,
+        num_user: int,
+        num_candidate: int,
+        dim: int,
+        hidden: int,
+        num_features: int = 0,
+        num_tasks: int = 0,
     ) -> None:
         super().__init__()
-        products = num_user * num_candidate
+        products, self.num_tasks = num_user * num_candidate, num_tasks
         self.linear_UI = nn.Parameter(torch.full((num_user, num_candidate), products**-0.5))
         self.hidden_HUI = nn.Parameter(torch.randn(hidden, num_user, num_candidate) * products**-0.5)
         self.offsets_H = nn.Parameter(torch.zeros(hidden))
         self.gates = Gates(num_user * dim, hidden)
         self.interaction = InteractionTower(num_features, num_user, dim, 1 + hidden) if num_features else None
+        if num_tasks:
+            self.task_linear_TUI = nn.Parameter(self.linear_UI.detach().repeat(num_tasks, 1, 1))
+            self.task_gates = Gates(num_user * dim, num_tasks * hidden)
 
-    def fold(self, user_BUD: Tensor) -> UserQueries:
-        mix_QUI = torch.cat([self.linear_UI.unsqueeze(0), self.hidden_HUI])
-        queries_BQID = folded_queries(user_BUD, mix_QUI)
+    def fold(self, user_BUD: Tensor, shares: Shares = LIKES) -> UserQueries:
+        """Users as everything that a candidate has to be multiplied with, for a blend of heads."""
+        linear_UI: Tensor = self.linear_UI
         gates_BH = self.gates(user_BUD.flatten(1))
+        if shares != LIKES:
+            shares_T = torch.tensor([*shares[1:], *[0.0] * (1 + self.num_tasks - len(shares))])
+            linear_UI = shares[0] * linear_UI + torch.einsum("t,tui->ui", shares_T, self.task_linear_TUI)
+            gates_BTH = self.task_gates(user_BUD.flatten(1)).view(len(user_BUD), self.num_tasks, -1)
+            gates_BH = shares[0] * gates_BH + torch.einsum("t,bth->bh", shares_T, gates_BTH)
+        mix_QUI = torch.cat([linear_UI.unsqueeze(0), self.hidden_HUI])
+        queries_BQID = folded_queries(user_BUD, mix_QUI)
         crosses = None if self.interaction is None else self.interaction(user_BUD)
         return UserQueries(queries_BQID.flatten(2), gates_BH, self.offsets_H, crosses)
 
@@ -140,10 +158,13 @@ class MoNN(nn.Module):
         dim: int,
         overarch_hidden: int,
         num_features: int = 0,
+        num_tasks: int = 0,
     ) -> None:
         super().__init__()
         self.user_tower = TowerNetwork(user, user_dim, dim)
-        self.overarch = OverArch(user.num_embeddings, num_candidate, dim, overarch_hidden, num_features)
+        self.overarch = OverArch(
+            user.num_embeddings, num_candidate, dim, overarch_hidden, num_features, num_tasks
+        )
 
-    def user_queries(self, user_BF: Tensor) -> UserQueries:
-        return self.overarch.fold(self.user_tower(user_BF))
+    def user_queries(self, user_BF: Tensor, shares: Shares = LIKES) -> UserQueries:
+        return self.overarch.fold(self.user_tower(user_BF), shares)

@@ -22,7 +22,7 @@ from consumers.errors import CheckpointError
 from trainers.inputs import UserRequest
 
 USER, HISTORY, TIME = "rows_B", "history_BN", "time_ms_B"
-ITEM, LABEL, WEIGHT = "item_rows_B", "label_B", "weight_B"
+ITEM, LABEL, WEIGHT, TASKS = "item_rows_B", "label_B", "weight_B", "tasks_B"
 Columns = dict[str, Tensor]
 
 
@@ -132,6 +132,8 @@ class Reservoir:
             return
         self.seen = int(state["seen"])
         columns = {name: column.clone() for name, column in state.items() if name != "seen"}
+        if columns:  # one from before there were tasks says nothing of them
+            columns.setdefault(TASKS, torch.zeros(len(columns[ITEM]), dtype=torch.int64))
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
             raise CheckpointError(f"replayed events: columns must be equally long, got {lengths}")
@@ -141,12 +143,14 @@ class Reservoir:
             self._columns = {name: column[kept] for name, column in columns.items()}
 
 
-def columns_of(request: UserRequest, item_rows_B: Tensor, label_B: Tensor, weight_B: Tensor) -> Columns:
+def columns_of(
+    request: UserRequest, item_rows_B: Tensor, label_B: Tensor, weight_B: Tensor, tasks_B: Tensor
+) -> Columns:
     """Events as columns, one row an event."""
     of_request = {field.name: getattr(request, field.name) for field in fields(request)}
     # A copy: what was read may be read-only.
     of_request[TIME] = torch.from_numpy(request.time_ms_B.copy())
-    return {**of_request, ITEM: item_rows_B, LABEL: label_B, WEIGHT: weight_B}
+    return {**of_request, ITEM: item_rows_B, LABEL: label_B, WEIGHT: weight_B, TASKS: tasks_B}
 
 
 def with_replayed(own: Columns, replayed: Columns) -> Columns:

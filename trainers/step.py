@@ -20,10 +20,11 @@ from trainers.embedding import StepRows
 from trainers.features import Int64s
 from trainers.hsnn import ItemSide, UserSide
 from trainers.inputs import UserRequest
-from trainers.losses import other_positives, pointwise, sampled_softmax
+from trainers.losses import distillation, other_positives, pointwise, sampled_softmax
 from trainers.matches import Matches
 from trainers.node_scores import NodeScores
-from trainers.reservoir import ITEM, LABEL, WEIGHT, Columns, columns_of, request_of, with_replayed
+from trainers.reservoir import ITEM, LABEL, TASKS, WEIGHT, Columns, columns_of, request_of, with_replayed
+from trainers.tasks import LIKES, only, rows_of, tasks_of
 
 if TYPE_CHECKING:
     from trainers.trainer import OnlineTrainer
@@ -56,6 +57,8 @@ class Events:
     item_rows_B: Tensor
     label_B: Tensor
     weight_B: Tensor
+    tasks_B: Tensor
+    """Tasks of each event, as bits."""
     new_item_rows: Int64s
 
     def __len__(self) -> int:
@@ -67,14 +70,15 @@ class Events:
 
     @property
     def columns(self) -> Columns:
-        return columns_of(self.request, self.item_rows_B, self.label_B, self.weight_B)
+        return columns_of(self.request, self.item_rows_B, self.label_B, self.weight_B, self.tasks_B)
 
     def followed_by(self, replayed: Columns | None) -> Events:
         """These events, and behind them others that are learnt again."""
         if replayed is None:
             return self
         both = with_replayed(self.columns, replayed)
-        return Events(request_of(both), both[ITEM], both[LABEL], both[WEIGHT], self.new_item_rows)
+        item_rows_B, label_B, weight_B, tasks_B = (both[name] for name in (ITEM, LABEL, WEIGHT, TASKS))
+        return Events(request_of(both), item_rows_B, label_B, weight_B, tasks_B, self.new_item_rows)
 
     @classmethod
     def read(cls, table: pa.RecordBatch, trainer: OnlineTrainer) -> Events:
@@ -87,6 +91,7 @@ class Events:
             item_rows_B=torch.from_numpy(item_rows),
             label_B=torch.from_numpy(table.column(c.LABEL).to_numpy().copy()),
             weight_B=torch.from_numpy(table.column(c.WEIGHT).to_numpy().copy()),
+            tasks_B=tasks_of(table, trainer.config.tasks),
             new_item_rows=new,
         )
 
@@ -154,15 +159,18 @@ class TrainingStep:
         item_inputs, log_share, value_rows = trainer.inputs.of_items(
             self.candidates_C, item_rows, candidate_index, trainer.watermark_ms
         )
-        users = trainer.model.user_side(user_inputs, *trainer.look_for(self.events.request))
+        users = trainer.model.user_side(user_inputs, *trainer.look_for(self.events.request), LIKES)
+        self.user_inputs = user_inputs
         self.matches = trainer.matches(users.interests, self.candidates_C)
         items = trainer.model.item_side(item_inputs, log_share)
         return users, items, [item_rows, *user_rows, *value_rows]
 
     def _losses(self, users: UserSide, items: ItemSide) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Item loss, weighted node loss, weighted regularizers, and click logits where labels differ."""
-        scores, regularizers = self._index(users, items)
+        trainer, (scores, regularizers) = self.trainer, self._index(users, items)
         item_loss, node_loss = self._softmax(users, items, scores)
+        for task, config in enumerate(trainer.config.tasks):
+            item_loss = item_loss + config.weight * self._task(task, items, scores)
         has_labels = 0 < len(self.positive_P) < len(self.events)
         if not has_labels:
             return item_loss, node_loss, regularizers, None
@@ -221,7 +229,25 @@ class TrainingStep:
         node_losses = [
             sampled_softmax(level_PC, target_P, log_q_C, masked_PC, weight_P) for level_PC in levels
         ]
-        return item_loss, self._index_weight() * torch.stack(node_losses).sum()
+        node_loss = torch.stack(node_losses).sum()
+        if weight := self.trainer.model.codebook.config.distillation_weight:
+            soft = distillation(levels, logits_PC, log_q_C, masked_PC, weight_P)
+            node_loss = node_loss + weight * soft
+        return item_loss, self._index_weight() * node_loss
+
+    def _task(self, task: int, items: ItemSide, scores: NodeScores | None) -> Tensor:
+        """Softmax loss of the items' level at the events of one task, by the task's own head."""
+        rows = rows_of(self.events.tasks_B, task)
+        if not len(rows):
+            return torch.zeros(())
+        model, target_P = self.trainer.model, self.item_of_event_B[rows]
+        users = model.item_level.user_queries(self.user_inputs[rows], only(task))
+        matches = None if self.matches is None else self.matches.select(rows)
+        logits_PC = users.score(items.vectors_CV, matches) + items.bias_C
+        if scores is not None:
+            logits_PC = model.ensemble(logits_PC, scores.of_all(rows)[-1])
+        masked_PC = other_positives(self.events.request.rows_B[rows], target_P, len(self.candidates_C))
+        return sampled_softmax(logits_PC, target_P, self._log_q(), masked_PC, self.events.weight_B[rows])
 
     def _click(self, users: UserSide, items: ItemSide, scores: NodeScores | None) -> tuple[Tensor, Tensor]:
         """Calibrated click logits [B] of the events' own items, and the pointwise loss over all levels."""

@@ -26,6 +26,7 @@ from trainers.matches import InvertedIndex, Matches
 from trainers.node_attributes import NodeAttributes
 from trainers.reservoir import ReplayConfig, Reservoir
 from trainers.step import Events, StepReport, TrainingStep
+from trainers.tasks import MOST_TASKS, Shares, TaskConfig, fitting_tasks, served
 from trainers.towers import seeded
 from trainers.value_heads import PREFIX as HEADS
 from trainers.value_heads import ValueHeads
@@ -72,6 +73,12 @@ class TrainerConfig(BaseModel):
     )
     replay: ReplayConfig = Field(ReplayConfig())
     pointwise_weight: float = Field(1.0, ge=0, description="Weight of the click loss where a log has labels")
+    tasks: tuple[TaskConfig, ...] = Field(
+        (),
+        max_length=MOST_TASKS,
+        description="What users do with items beside liking them, each with a head of its own: "
+        "`name`, `event_types`, and `weight` of its loss and `value` of its score in answers (1 unless set)",
+    )
     model: HSNNConfig = Field(HSNNConfig())
 
 
@@ -115,7 +122,8 @@ class OnlineTrainer:
         item_dim = self.inputs.item_dim(config.embedding_dim, config.value_dim, halves)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            return HSNN(config.model, user_dim, item_dim, halves, self.interactions.num_features)
+            crosses, shares = self.interactions.num_features, served(config.tasks)
+            return HSNN(config.model, user_dim, item_dim, halves, crosses, shares)
 
     def _adam(self) -> torch.optim.Adam:
         """Adam; the few numbers of the calibration may run ahead, since nothing else depends on them."""
@@ -155,11 +163,11 @@ class OnlineTrainer:
         return self.inputs.request(table)
 
     @torch.no_grad()
-    def user_side(self, request: UserRequest) -> UserSide:
-        """Folded users, for search and evaluation."""
+    def user_side(self, request: UserRequest, shares: Shares | None = None) -> UserSide:
+        """Folded users, for search and evaluation; by the blend of heads that is served, or another."""
         history_rows = StepRows(self.items.rows, self.inputs.item_embedding_rows(request.history_BN))
         inputs, _ = self.inputs.of_users(request, history_rows, history_rows.indices[0])
-        return self.model.user_side(inputs, *self.look_for(request))
+        return self.model.user_side(inputs, *self.look_for(request), shares)
 
     def look_for(self, request: UserRequest) -> tuple[Interests | None, Tensor | None]:
         """What users look for, and its matches with the nodes of the first level, [B, X, K]."""
@@ -287,7 +295,8 @@ class OnlineTrainer:
         self._load_scalars(parts["trainer"])
 
     def _load_model(self, saved: dict[str, Tensor]) -> None:
-        self.model.load_state_dict(fitting_modes(saved, self.model.state_dict()))
+        own = self.model.state_dict()
+        self.model.load_state_dict(fitting_tasks(fitting_modes(saved, own), own))
 
     def _load_scalars(self, saved: dict[str, Tensor]) -> None:
         self.generator.set_state(saved["random"])
@@ -305,5 +314,5 @@ class OnlineTrainer:
     def _load_optimizer(self, state: dict[str, Tensor]) -> None:
         for name, parameter in self.model.named_parameters():
             found = {key: state[f"{name}.{key}"].clone() for key in ADAM_KEYS if f"{name}.{key}" in state}
-            if found:
+            if found and found[ADAM_KEYS[-1]].shape == parameter.shape:
                 self.optimizer.state[parameter] = found

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.losses import other_positives, pointwise, sampled_softmax
+from trainers.losses import distillation, other_positives, pointwise, sampled_softmax
 
 NOTHING_MASKED = torch.zeros(1, dtype=torch.bool)
 
@@ -105,3 +105,24 @@ def test_exactly_the_other_items_a_user_liked_are_masked(pairs: list[tuple[int, 
         [candidate != own and (user, candidate) in pairs for candidate in range(5)] for user, own in pairs
     ]
     assert other_positives(users, positives, 5).tolist() == expected
+
+
+def test_a_student_that_agrees_with_its_teacher_learns_nothing() -> None:
+    torch.manual_seed(0)
+    teacher, log_q, masked = torch.randn(4, 6), torch.randn(6), torch.zeros(4, 6, dtype=torch.bool)
+    agreeing, other = teacher.clone().requires_grad_(), torch.randn(4, 6).requires_grad_()
+    loss = distillation([agreeing, other], teacher.requires_grad_(), log_q, masked, torch.ones(4))
+    loss.backward()
+    torch.testing.assert_close(agreeing.grad, torch.zeros(4, 6), atol=1e-6, rtol=0)
+    assert other.grad.abs().max() > 1e-3
+    assert teacher.grad is None
+
+
+def test_what_is_masked_is_distilled_into_nobody() -> None:
+    torch.manual_seed(0)
+    masked = torch.zeros(3, 5, dtype=torch.bool)
+    masked[:, 2] = True
+    student = torch.randn(3, 5).requires_grad_()
+    distillation([student], torch.randn(3, 5), torch.zeros(5), masked, torch.ones(3)).backward()
+    assert torch.equal(student.grad[:, 2], torch.zeros(3))
+    assert student.grad[:, :2].abs().min() > 0
