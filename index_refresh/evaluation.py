@@ -114,7 +114,7 @@ class Evaluator:
     def observe(self, report: StepReport) -> None:
         """Take in the click predictions that a step made before it learnt."""
         if report.click_logits is not None:
-            self.clicks.add(report.click_logits, report.labels)
+            self.clicks.add(report.click_logits, report.labels, report.counts)
 
     def metrics(self) -> dict[str, float]:
         """Recall over the window and over the whole stream; click metrics where the log has labels.
@@ -195,11 +195,11 @@ class ClickWindow:
         # Events, labels, predictions, log-loss.
         self._sums = torch.zeros(4, dtype=torch.float64)
 
-    def add(self, logits_B: Tensor, label_B: Tensor) -> None:
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits_B, label_B, reduction="sum")
-        added = torch.stack(
-            [torch.tensor(float(len(label_B))), label_B.sum(), torch.sigmoid(logits_B).sum(), loss]
-        )
+    def add(self, logits_B: Tensor, label_B: Tensor, count_B: Tensor) -> None:
+        """Take in predictions; ``count_B`` is how many events each stands for."""
+        loss_B = torch.nn.functional.binary_cross_entropy_with_logits(logits_B, label_B, reduction="none")
+        columns = torch.stack([torch.ones_like(label_B), label_B, torch.sigmoid(logits_B), loss_B])
+        added = columns @ count_B
         self._sums = self._sums * self.DECAY + added.double()
 
     def metrics(self) -> dict[str, float]:

@@ -45,8 +45,11 @@ class StepReport:
     new_rows: Int64s
     """Item rows that did not exist before the batch."""
     click_logits: Tensor | None
-    """Calibrated logits of all events, where the batch has both labels."""
+    """Calibrated logits of the events that were learnt, where the batch has both labels."""
     labels: Tensor
+    """Of these events."""
+    counts: Tensor
+    """How many events of the stream each of them stands for: more than one where others were passed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,17 @@ class Events:
     @property
     def columns(self) -> Columns:
         return columns_of(self.request, self.item_rows_B, self.label_B, self.weight_B, self.tasks_B)
+
+    def thinned(self, share: float, generator: torch.Generator) -> Events:
+        """All that was liked, or is of a task, and about ``share`` of the rest."""
+        if share >= 1.0:
+            return self
+        kept_B = (self.label_B > 0) | (self.tasks_B > 0)
+        kept_B |= torch.rand(len(self), generator=generator) < share
+        kept_B[0] |= not kept_B.any()  # a step learns something
+        kept = torch.nonzero(kept_B).squeeze(1)
+        columns = self.item_rows_B[kept], self.label_B[kept], self.weight_B[kept], self.tasks_B[kept]
+        return Events(self.request.select(kept), *columns, self.new_item_rows)
 
     def followed_by(self, replayed: Columns | None) -> Events:
         """These events, and behind them others that are learnt again."""
@@ -99,12 +113,14 @@ class Events:
 class TrainingStep:
     """One training step: gather, forward, backward, update.
 
-    ``own`` are the events of the batch; ``events`` are all that the step learns, replayed ones behind them.
+    ``own`` are the events of the batch, ``learnt`` those of them that the step learns, and ``events`` all
+    that it learns, replayed ones behind them.
     """
 
     def __init__(self, trainer: OnlineTrainer, own: Events) -> None:
         self.trainer, self.own = trainer, own
-        events = own.followed_by(trainer.reservoir.draw(len(own), trainer.generator))
+        self.learnt = own.thinned(trainer.config.negative_share, trainer.generator)
+        events = self.learnt.followed_by(trainer.reservoir.draw(len(self.learnt), trainer.generator))
         self.events = events
         drawn = trainer.sample_live_items(trainer.config.uniform_negatives)
         self.candidates_C, inverse = torch.unique(torch.cat([events.item_rows_B, drawn]), return_inverse=True)
@@ -138,14 +154,15 @@ class TrainingStep:
             touched_rows=np.unique(self.own.item_rows_B.numpy()),
             new_rows=self.own.new_item_rows,
             click_logits=self._reported(click_logits),
-            labels=self.own.label_B,
+            labels=self.learnt.label_B,
+            counts=torch.where(self.learnt.label_B > 0, 1.0, 1.0 / trainer.config.negative_share),
         )
 
     def _reported(self, click_logits_B: Tensor | None) -> Tensor | None:
         """Predictions of the own events: what is replayed was learnt before, and proves nothing."""
-        if click_logits_B is None or not 0 < self.own.num_positive < len(self.own):
+        if click_logits_B is None or not 0 < self.learnt.num_positive < len(self.learnt):
             return None
-        return click_logits_B[: len(self.own)].detach()
+        return click_logits_B[: len(self.learnt)].detach()
 
     def _forward_towers(self) -> tuple[UserSide, ItemSide, list[StepRows]]:
         trainer = self.trainer
@@ -256,14 +273,17 @@ class TrainingStep:
         pairs_B1V = items.vectors_CV[own].unsqueeze(1)
         matches = None if self.matches is None else self.matches.of_own(own)
         logits_B = users.item.score_pairs(pairs_B1V, matches).squeeze(1) + items.bias_C[own]
-        node_loss = torch.zeros(())
+        node_loss, labelled = torch.zeros(()), (events.label_B, events.weight_B)
+        # Where few of the rest are learnt, what was liked is the more likely among what is: the odds of the
+        # stream are those of the sample times the share (log-odds correction).
+        rarer = float(np.log(config.negative_share))
         if scores is not None:
             node_B = scores.of_own(own)
             logits_B = model.ensemble(logits_B, node_B)
             node_click_B = model.calibration["node"](node_B + self._log_items())
-            node_loss = self._index_weight() * pointwise(node_click_B, events.label_B, events.weight_B)
+            node_loss = self._index_weight() * pointwise(node_click_B - rarer, *labelled)
         click_B = model.calibration["item"](logits_B + self._log_items())
-        loss = pointwise(click_B, events.label_B, events.weight_B) + node_loss
+        loss = pointwise(click_B - rarer, *labelled) + node_loss
         return click_B, config.pointwise_weight * loss
 
     def _log_items(self) -> float:
@@ -278,8 +298,8 @@ class TrainingStep:
     def _log_q(self) -> Tensor:
         """Log of how often each candidate is expected in a sample, [C]: as the item of an event, of the
         stream or replayed, or drawn."""
-        items, num_own = self.trainer.items, len(self.own)
-        share_C = items.met.log_share(self.candidates_C)[:, -2:].mean(1).exp()
+        items, num_own = self.trainer.items, len(self.learnt)
+        share_C = self._share_of_events()
         absent_C = num_own * torch.log1p(-share_C.clamp_max(0.999))
         absent_C = absent_C + self.trainer.reservoir.log_absence(
             self.candidates_C, len(self.events) - num_own
@@ -287,3 +307,14 @@ class TrainingStep:
         as_event = -torch.expm1(absent_C)
         as_drawn = self.trainer.config.uniform_negatives / max(len(items), 1)
         return torch.log((as_event + as_drawn).clamp(1e-9, 1.0))
+
+    def _share_of_events(self) -> Tensor:
+        """Share of each candidate of the events that steps learn, over the last two half-lives, [C]."""
+        items, passed_over = self.trainer.items, 1.0 - self.trainer.config.negative_share
+        share_C = items.met.log_share(self.candidates_C)[:, -2:].mean(1).exp()
+        if not passed_over:
+            return share_C
+        liked_C = items.liked.log_share(self.candidates_C)[:, -2:].mean(1).exp()
+        num_liked, num_met = (float(counts.total_L[-2:].mean()) for counts in (items.liked, items.met))
+        learnt_C = passed_over * num_liked * liked_C + (1.0 - passed_over) * num_met * share_C
+        return learnt_C / max(passed_over * num_liked + (1.0 - passed_over) * num_met, 1.0)

@@ -72,6 +72,13 @@ class TrainerConfig(BaseModel):
         "those of the values that its user looks for",
     )
     replay: ReplayConfig = Field(ReplayConfig())
+    negative_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the events without a like, and of no task, that are learnt: the rest are met "
+        "and counted only. Click probabilities stay those of the whole stream",
+    )
     pointwise_weight: float = Field(1.0, ge=0, description="Weight of the click loss where a log has labels")
     tasks: tuple[TaskConfig, ...] = Field(
         (),
@@ -205,12 +212,13 @@ class OnlineTrainer:
     def learn(self, batch: EventBatch) -> StepReport:
         """Learn one batch: one step of every optimizer; then the batch becomes history and popularity."""
         events = Events.read(batch.table, self)
-        report = TrainingStep(self, events).run()
-        self._remember(events)
+        step = TrainingStep(self, events)
+        report = step.run()
+        self._remember(events, step.learnt)
         self.items.names.update(batch.names)
         return report
 
-    def _remember(self, events: Events) -> None:
+    def _remember(self, events: Events, learnt: Events) -> None:
         positive = events.label_B > 0
         liked = events.item_rows_B[positive]
         self.items.met.add(events.item_rows_B, len(events))
@@ -225,7 +233,7 @@ class OnlineTrainer:
         self.items.saw(events.item_rows_B, self.watermark_ms)
         self.users.saw(events.request.rows_B, self.watermark_ms)
         if self.config.replay.size:
-            self.reservoir.offer(events.columns, self.generator)
+            self.reservoir.offer(learnt.columns, self.generator)
         self.step += 1
         self.events_trained += len(events)
 

@@ -230,12 +230,24 @@ def test_a_loaded_evaluator_goes_on_bit_for_bit() -> None:
 
 # -- clicks ------------------------------------------------------------------------------------------------
 
+ONCE = torch.ones(100)
+
+
+def test_an_event_that_stands_for_several_counts_as_several() -> None:
+    labels = (torch.arange(100) % 2 == 0).float()
+    window = ClickWindow()
+    window.add(torch.full((100,), float(np.log(0.25 / 0.75))), labels, torch.where(labels > 0, 1.0, 3.0))
+    metrics = window.metrics()
+    assert metrics["click_rate"] == pytest.approx(0.25)
+    assert metrics["ne"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["calibration"] == pytest.approx(1.0, abs=1e-5)
+
 
 def test_always_predicting_the_mean_rate_has_a_normalized_entropy_of_one() -> None:
     labels = (torch.arange(100) % 4 == 0).float()
     window = ClickWindow()
     for _ in range(5):
-        window.add(torch.full((100,), float(np.log(0.25 / 0.75))), labels)
+        window.add(torch.full((100,), float(np.log(0.25 / 0.75))), labels, ONCE)
     metrics = window.metrics()
     assert metrics["ne"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["calibration"] == pytest.approx(1.0, abs=1e-5)
@@ -245,8 +257,8 @@ def test_always_predicting_the_mean_rate_has_a_normalized_entropy_of_one() -> No
 def test_better_predictions_lower_the_entropy_and_bolder_ones_raise_the_calibration() -> None:
     labels = (torch.arange(100) % 4 == 0).float()
     right, bold = ClickWindow(), ClickWindow()
-    right.add(4 * labels - 2, labels)
-    bold.add(torch.zeros(100), labels)
+    right.add(4 * labels - 2, labels, ONCE)
+    bold.add(torch.zeros(100), labels, ONCE)
     assert right.metrics()["ne"] < 0.6
     assert bold.metrics()["ne"] > 1.0
     assert bold.metrics()["calibration"] == pytest.approx(2.0)
@@ -254,16 +266,16 @@ def test_better_predictions_lower_the_entropy_and_bolder_ones_raise_the_calibrat
 
 def test_clicks_of_the_past_fade() -> None:
     window = ClickWindow()
-    window.add(torch.zeros(100), torch.ones(100))
+    window.add(torch.zeros(100), torch.ones(100), ONCE)
     for _ in range(1_500):
-        window.add(torch.zeros(100), (torch.arange(100) < 10).float())
+        window.add(torch.zeros(100), (torch.arange(100) < 10).float(), ONCE)
     assert window.metrics()["click_rate"] == pytest.approx(0.1, abs=1e-3)
 
 
 @pytest.mark.parametrize("label", [0.0, 1.0])
 def test_without_both_labels_there_are_no_click_figures(label: float) -> None:
     window = ClickWindow()
-    window.add(torch.zeros(10), torch.full((10,), label))
+    window.add(torch.zeros(10), torch.full((10,), label), torch.ones(10))
     assert window.metrics() == {}
 
 

@@ -73,7 +73,7 @@ def test_after_many_kills_the_archive_holds_every_record_once(
 
     killed_commits = len(commits(root))
     archive_json("--to", root, "--config", config, "--stop-at-end")
-    # An archiver removes what flushes left; what a compaction replaced and could not remove is the next one's.
+    # An archiver removes what flushes left; what a compaction replaced and did not remove is the next one's.
     archive_json("compact", root, "--older-than", "0")
     verified = archive_json("verify", root, "--deep", "--config", config, "--kafka")
     rows = rows_of(root, topic)
