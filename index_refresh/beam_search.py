@@ -132,7 +132,6 @@ class BeamSearch:
     @torch.no_grad()
     def __init__(self, model: HSNN, index: IndexView, beams: Sequence[int] = ()) -> None:
         self.index = index
-        self._num_items = len(index)
         # Without levels, the one leaf hangs under one node that says nothing.
         self._nodes_L = np.array(index.nodes or (1,), dtype=np.int64)
         self._ensemble_weight = np.float32(model.ensemble_weight.item() if index.nodes else 0.0)
@@ -185,7 +184,7 @@ class BeamSearch:
             mask, wanted = masks[user], ks[user]
             at_least = 0 if mask is None else _CHOICE * wanted
             out = rows_Bk[user, :wanted], scores_Bk[user, :wanted]
-            limits = budgets[user], at_least, self._quota(budgets[user])
+            limits = budgets[user], at_least, self.index.quota(budgets[user])
             return self._walk(*self._request(sides, gains, user, mask), limits, *out)
 
         scored = list((map if pool is None else pool.map)(answer, range(num_users)))
@@ -200,12 +199,7 @@ class BeamSearch:
             return np.empty(0, dtype=np.int64)
         request = self._request(self._sides(users), gains, 0, blocked)
         user, items, heads, blocked_R = request[3:]
-        return np.asarray(choose(user, items, heads, blocked_R, self._quota(budget)))
-
-    def _quota(self, budget: int) -> int:
-        """Items that interests may name: none where all are met anyway, or what is named and met again in its
-        leaf would use up the budget before the last leaves."""
-        return 0 if budget >= self._num_items else self.index.quota(budget)
+        return np.asarray(choose(user, items, heads, blocked_R, self.index.quota(budget)))
 
     def _sides(self, users: UserSide) -> tuple[list[list[Any]], list[Any]]:
         """Arrays of all users: of each level of nodes, and of the items."""

@@ -198,9 +198,10 @@ def _runs(
         taken[n] = min(first + index.run, size) if index.run else size
         places = index.starts_P[leaf] + np.arange(first, taken[n])
         read.append((leaf, places))
-        met += len(places)
         rows = index.rows[places].astype(np.int64)
-        allowed += int((_allowed(rows, blocked_R) & ~np.isin(rows, named_rows)).sum())
+        is_new = ~np.isin(rows, named_rows)
+        met += int(is_new.sum())
+        allowed += int((_allowed(rows, blocked_R) & is_new).sum())
         if taken[n] == size:
             heapq.heappop(heap)
         else:

@@ -17,8 +17,8 @@ from functools import lru_cache
 import numpy as np
 from numba import njit
 
-from index_refresh.kernels import add_ancestors, keep_best, sink
-from index_refresh.scan_heads import choose, is_in
+from index_refresh.kernels import add_ancestors, keep_best, place_of, sink
+from index_refresh.scan_heads import choose, is_in, new_set
 from index_refresh.scan_items import head_scorer, run_scorer
 
 # Candidates kept beside the best k before the rest is thrown out: keeps the buffer inside the cache, and
@@ -149,9 +149,29 @@ def count_allowed(rows, begin, end, blocked_R, named_F):  # type: ignore[no-unty
 
 
 @njit(nogil=True)
-def best_runs(tree, lists, ranking, items, named_F, num_named, blocked_R, budget, at_least):  # type: ignore[no-untyped-def]
+def leaves_of(rows_C, leaves_R):  # type: ignore[no-untyped-def]
+    """A set of the leaves of some rows, each one more than its number."""
+    found_F = new_set(len(rows_C))
+    for row in rows_C:
+        leaf = np.int64(leaves_R[row]) + 1
+        found_F[place_of(found_F, leaf)] = leaf
+    return found_F
+
+
+@njit(nogil=True)
+def count_in(rows, begin, end, named_F):  # type: ignore[no-untyped-def]
+    """Members of a run that interests named: they were met already."""
+    count = 0
+    for at in range(begin, end):
+        count += is_in(named_F, np.int64(rows[at]))
+    return count
+
+
+@njit(nogil=True)
+def best_runs(tree, lists, ranking, items, named, blocked_R, budget, at_least):  # type: ignore[no-untyped-def]
     """Runs of leaves, best first, until ``budget`` items were met and ``at_least`` of them may be scored:
-    where each begins and ends, what its leaf adds to a score, and how many there are.
+    where each begins and ends, what its leaf adds to a score, and how many there are. ``named`` are sets of
+    the rows that were met before and of their leaves, and how many rows these are.
 
     A run is ranked by its leaf's logit, and by how far its most popular item is above the leaf's centre: a
     leaf's logit speaks for its typical item, and a user may want the few popular items of many leaves rather
@@ -160,6 +180,7 @@ def best_runs(tree, lists, ranking, items, named_F, num_named, blocked_R, budget
     nodes_L, beams_L, levels, ensemble_weight = tree
     starts_P, sizes_P, rows, slots = lists
     run, centres_P, _ = ranking
+    named_F, named_leaves_F, num_named = named
     biases_S = items[2]
     logits, leaves, left = leaves_of_beam(nodes_L, beams_L, levels, sizes_P)
     keys = first_keys(logits, leaves, left, ranking)
@@ -187,6 +208,8 @@ def best_runs(tree, lists, ranking, items, named_F, num_named, blocked_R, budget
             keys[0] = logits[n] + highest_bias(end, next_end, slots, biases_S) - centres_P[leaf]
         sink(keys, heap, 0, left)
         met += end - begin
+        if num_named > 0 and is_in(named_leaves_F, leaf + 1):
+            met -= count_in(rows, begin, end, named_F)
         if at_least > 0:
             allowed += count_allowed(rows, begin, end, blocked_R, named_F)
     return begins_N, ends_N, shares_N, num_runs
@@ -219,13 +242,15 @@ def walker(width: int, hidden: int, quantized: bool, crossed: bool = False) -> C
     def walk(tree, lists, ranking, user, items, heads, blocked_R, limits, out_rows, out_scores):  # type: ignore[no-untyped-def]
         budget, at_least, quota = limits
         k, num_named, named_F = len(out_rows), 0, np.zeros(4, dtype=np.int64)
+        named_leaves_F = named_F
         kept_scores = np.empty(2 * k + quota + SPARE, dtype=np.float32)
         kept_rows = np.empty(len(kept_scores), dtype=np.int64)
         if crossed:
             rows_C = choose(user, items, heads, blocked_R, quota)
             named_F = score_heads(rows_C, tree, user, items, heads, kept_scores, kept_rows)
-            num_named = len(rows_C)
-        runs = best_runs(tree, lists, ranking, items, named_F, num_named, blocked_R, budget, at_least)
+            named_leaves_F, num_named = leaves_of(rows_C, heads[1]), len(rows_C)
+        named = (named_F, named_leaves_F, num_named)
+        runs = best_runs(tree, lists, ranking, items, named, blocked_R, budget, at_least)
         scored, num_kept = score_runs(
             runs, lists, user, items, named_F, blocked_R, k, kept_scores, kept_rows, num_named
         )

@@ -78,7 +78,7 @@ def test_all_that_interests_name_is_met_where_the_quota_allows_it(nodes: tuple[i
     for number in range(4):
         user = users_of(learner).select(slice(number, number + 1))
         for view in both_views(learner):
-            rows = search_of(learner, view, 1.0).named(user, len(view) - 1)
+            rows = search_of(learner, view, 1.0).named(user, 10**6)
             assert set(rows.tolist()) == named_by_hand(learner, view, user, nothing)
             assert len(set(rows.tolist())) == len(rows)
 
@@ -93,6 +93,15 @@ def test_a_budget_for_every_item_meets_every_item(nodes: tuple[int, ...]) -> Non
             found = search_of(learner, view)(user, len(view), len(view))
             assert set(found.rows_Bk[0].tolist()) == everything
             assert int(found.scored_B[0]) == len(view)
+
+
+@levels
+def test_what_is_named_and_met_again_takes_nothing_from_the_budget(nodes: tuple[int, ...]) -> None:
+    learner = crossed(nodes)
+    for view in both_views(learner):
+        for budget in (20, 60, 120):
+            (scored,) = search_of(learner, view)(users_of(learner).select(slice(0, 1)), 5, budget).scored_B
+            assert budget <= int(scored) < budget + max(view.run, int(view.sizes_P.max()))
 
 
 @levels
