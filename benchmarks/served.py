@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -80,7 +81,9 @@ def server_of(settings: Settings) -> Iterator[Server]:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "pipeline.cli", "serve", "--config", str(path)]
-    with subprocess.Popen(command) as process:
+    # What stands in the environment wins over a file, and may name the store of something else.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    with subprocess.Popen(command, env=environment) as process:
         try:
             yield Server(port)
         finally:

@@ -189,8 +189,9 @@ def _registered(home: Path, checkpoints: tuple[Path, Path]) -> Registry:
 
 
 @contextmanager
-def running(command: Sequence[str], port: int, path: str, log: Path) -> Iterator[str]:
-    """A server in a process of its own, on one thread of arithmetic, once ``path`` answers; its address."""
+def running(command: Sequence[str], port: int, path: str, log: Path, **more: str) -> Iterator[str]:
+    """A server in a process of its own, on one thread of arithmetic, once ``path`` answers; its address.
+    ``more`` are variables of its environment, and of nobody else's."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {
         **os.environ,
@@ -198,6 +199,7 @@ def running(command: Sequence[str], port: int, path: str, log: Path) -> Iterator
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # mlflow starts its own server by name.
         "PATH": programs,
+        **more,
     }
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -308,8 +310,9 @@ def measure_mlflow(bench: Bench) -> Taken:
     command = [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "--env-manager", "local"]
     uri = f"models:/{name}/{bench.numbers[1]}"
     bodies = [json.dumps({"dataframe_records": [{"user_id": user, "k": K}]}).encode() for user in bench.users]
-    os.environ["MLFLOW_TRACKING_URI"] = bench.registry.tracking_uri
-    with running([*command, "-m", uri, "-p", str(port)], port, "/ping", bench.home / "mlflow.log") as address:
+    command += ["-m", uri, "-p", str(port)]
+    store = {"MLFLOW_TRACKING_URI": bench.registry.tracking_uri}
+    with running(command, port, "/ping", bench.home / "mlflow.log", **store) as address:
         return bench.load(f"{address}/invocations", bodies, 1)
 
 

@@ -15,7 +15,7 @@ class DeltasConfig(BaseModel):
         description="Where deltas go and where servers find them: a folder, `s3://...`, or `kafka:TOPIC`; "
         "none are written where it says nothing",
     )
-    every_s: float = Field(1.0, gt=0, description="Seconds between deltas")
+    every_s: float = Field(0.5, gt=0, description="Seconds between deltas")
     max_waiting: int = Field(
         4,
         ge=1,
