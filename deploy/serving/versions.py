@@ -12,8 +12,9 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 
 from consumers.errors import RegistryError, StateError
+from deploy.explaining import explain
 from deploy.registry import CHECKPOINT_TAG, Registry, Version, mlflow_errors
-from deploy.retrieval import Id, Retrieval
+from deploy.retrieval import Ask, Id, Retrieval
 from deploy.retriever import Retriever, fetched_version
 from deploy.serving.served import Served
 from trainers.checkpoint import Checkpoint, read_checkpoint
@@ -148,7 +149,8 @@ class Cache:
 
 
 def warm(retrieval: Retrieval) -> None:
-    """Have it answer for the first time, which compiles kernels where none of this shape are.
+    """Have it answer and explain for the first time, which compiles kernels where none of this shape are:
+    the page would have waited for that longer than a request may take.
 
     Raises:
         StateError: it answers with scores that are no numbers.
@@ -157,6 +159,7 @@ def warm(retrieval: Retrieval) -> None:
     for answer in retrieval.retrieve(users, k=_WARM_UP_K):
         if not all(map(math.isfinite, answer.scores)):
             raise StateError(f"user {answer.user} gets scores that are no numbers; train the version again")
+    explain(retrieval, Ask(users[0], _WARM_UP_K))
 
 
 def _check_registered(manifest: Manifest, name: str, described: Version) -> None:
