@@ -448,7 +448,8 @@ def test_users_of_the_stream_and_an_unknown_one_are_asked_for(
 def test_every_invariant_is_broken_by_some_damage() -> None:
     """So that none of the list is one that cannot fail."""
     listed = {invariant.says for stage in (PARTS, FORM, CONTENT, ANSWERS) for invariant in stage}
-    tested = {says for _, says, _ in (*DAMAGES.values(), *NAME_DAMAGES.values())} | set(ANSWER_DAMAGES)
+    damages = (*DAMAGES.values(), *NAME_DAMAGES.values(), *HEAD_DAMAGES.values())
+    tested = {says for _, says, _ in damages} | set(ANSWER_DAMAGES)
     assert listed - tested == set()
 
 
