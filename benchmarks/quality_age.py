@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-import pyarrow as pa
 import torch
 
 from benchmarks.quality_models import timed
@@ -20,8 +18,6 @@ from consumers.batch import EntityBatch, EventBatch
 from index_refresh.beam_search import search
 from index_refresh.learner import INDEX, Learner, LearnerConfig
 from index_refresh.refresher import Refresher
-from trainers.node_scores import NodeScores
-from trainers.tasks import LIKES
 from trainers.trainer import OnlineTrainer
 
 FRESH, FROZEN = "age=fresh", "age=frozen"
@@ -72,7 +68,7 @@ class Aged:
             return {}
         self._publish()
         return {
-            name: Clicks(click_logits(served.trainer, batch.table), label_B)
+            name: Clicks(served.trainer.click_logits(batch.table), label_B)
             for name, served in self._all().items()
         }
 
@@ -104,22 +100,3 @@ def _answer(served: Learner | Served, requests: Requests) -> Answer:
 
     answer, seconds = timed(work, len(requests))
     return Answer(answer.ids_Bk, answer.scored, seconds)
-
-
-@torch.no_grad()
-def click_logits(trainer: OnlineTrainer, table: pa.RecordBatch) -> torch.Tensor:
-    """Calibrated click logits [B] of the events' own items, by the networks of now."""
-    model = trainer.model
-    users = trainer.user_side(trainer.request(table), LIKES)
-    rows = torch.from_numpy(trainer.items.find(table.column(c.ITEM_ID).to_numpy()))
-    rows_C, own_B = torch.unique(rows, return_inverse=True)
-    side = trainer.item_side(rows_C)
-    matches = trainer.matches(users.interests, rows_C)
-    own = None if matches is None else matches.of_own(own_B)
-    pairs_B1V = side.vectors_CV[own_B].unsqueeze(1)
-    logits_B = users.item.score_pairs(pairs_B1V, own).squeeze(1) + side.bias_C[own_B]
-    if model.codebook.is_started:
-        assigned = model.codebook.soft_assignment(model.index_vectors(side.vectors_CV), trainer.step)
-        logits_B = model.ensemble(logits_B, NodeScores(model, users, assigned).of_own(own_B))
-    log_items = float(np.log(max(len(trainer.items), 1)))
-    return torch.as_tensor(model.calibration["item"](logits_B + log_items))

@@ -17,6 +17,7 @@ import yaml
 from consumers.errors import StateError
 from pipeline.brokers import free_port
 from pipeline.config import Settings
+from pipeline.config_layers import without_settings
 
 _TIMEOUT_S = 30.0
 # Several versions are promoted while a benchmark runs, so that what is measured crosses them.
@@ -81,9 +82,8 @@ def server_of(settings: Settings) -> Iterator[Server]:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "pipeline.cli", "serve", "--config", str(path)]
-    # What stands in the environment wins over a file, and may name the store of something else.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    with subprocess.Popen(command, env=environment) as process:
+    # As the daemon, which takes nothing from the environment either: it may name the store of something else.
+    with subprocess.Popen(command, env=without_settings(os.environ)) as process:
         try:
             yield Server(port)
         finally:

@@ -28,8 +28,6 @@ from trainers.checkpoint import Checkpoint
 from trainers.entities import BORN, SLOTS
 from trainers.inputs import MS_PER_HOUR
 from trainers.manifest import Manifest
-from trainers.node_scores import NodeScores
-from trainers.tasks import LIKES
 
 NO_ID = np.iinfo(np.int64).min
 """Stands for no answer where item ids are listed."""
@@ -125,23 +123,9 @@ class Contender:
         ids_Bk = self._trainer.items.ids.ids_of(found.rows_Bk.flatten().numpy()).reshape(found.rows_Bk.shape)
         return np.where(found.scores_Bk.numpy() > NO_ITEM / 2, ids_Bk, NO_ID)
 
-    @torch.no_grad()
     def click_probabilities(self, events: pa.RecordBatch) -> Floats:
         """What it predicts for every event, [B], as training does before it learns."""
-        trainer, model = self._trainer, self._trainer.model
-        rows_U, own_B = torch.unique(torch.from_numpy(self._rows_of(events)), return_inverse=True)
-        users, items = trainer.user_side(trainer.request(events), LIKES), trainer.item_side(rows_U)
-        matches = trainer.matches(users.interests, rows_U)
-        own = None if matches is None else matches.of_own(own_B)
-        logits_B = users.item.score_pairs(items.vectors_CV[own_B].unsqueeze(1), own).squeeze(1)
-        logits_B = logits_B + items.bias_C[own_B]
-        if model.codebook.is_started:
-            z_UD = model.index_vectors(items.vectors_CV)
-            scores = NodeScores(model, users, model.codebook.soft_assignment(z_UD, trainer.step))
-            logits_B = model.ensemble(logits_B, scores.of_own(own_B))
-        # Relative to an even share, as in training.
-        logits_B = logits_B + float(np.log(max(len(trainer.items), 1)))
-        return np.asarray(torch.sigmoid(model.calibration["item"](logits_B)).double().numpy())
+        return np.asarray(torch.sigmoid(self._trainer.click_logits(events)).double().numpy())
 
     # -- items -------------------------------------------------------------------------------------------
 

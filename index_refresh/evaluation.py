@@ -89,9 +89,10 @@ class Evaluator:
         through = search(users, k, self.budget(len(trainer.items)))
         flat = search_flat(trainer.model, users, index, k)
         known_B = wanted_B1.squeeze(1) > 0
-        self.tasks.add(tasks_of(batch.table, trainer.config.tasks)[picked], through.rows_Bk, wanted_B1)
+        hits_B = _hits(through.rows_Bk, wanted_B1)
+        self.tasks.add(tasks_of(batch.table, trainer.config.tasks)[picked], hits_B)
         columns = [
-            _hits(through.rows_Bk, wanted_B1),
+            hits_B,
             _hits(flat.rows_Bk, wanted_B1),
             through.scored_B / max(len(index), 1),
             ~known_B,
@@ -163,8 +164,8 @@ class TaskWindow:
         # Events answered, and those whose item was among the answers.
         self._sums_T2 = torch.zeros(len(names), 2, dtype=torch.float64)
 
-    def add(self, bits_B: Tensor, rows_Bk: Tensor, wanted_B1: Tensor) -> None:
-        hits_B = _hits(rows_Bk, wanted_B1)
+    def add(self, bits_B: Tensor, hits_B: Tensor) -> None:
+        """Take in which events were of which tasks, and whether the answers had their items."""
         for task in range(len(self._names)):
             rows = rows_of(bits_B, task)
             added = torch.tensor([len(rows), int(hits_B[rows].sum())], dtype=torch.float64)

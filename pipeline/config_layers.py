@@ -45,6 +45,15 @@ def merged_layers(
     return merged
 
 
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """``environment`` without what would win over a settings file: for a process that goes by its own."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in WELL_KNOWN and not name.startswith(PREFIX)
+    }
+
+
 def checked(model: type[Model], settings: Mapping[str, Any]) -> Model:
     """Settings as the model's fields.
 

@@ -7,6 +7,7 @@ vector.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ from trainers.hsnn import ItemSide, UserSide
 from trainers.inputs import UserRequest
 from trainers.losses import distillation, other_positives, pointwise, sampled_softmax
 from trainers.matches import Matches
+from trainers.monn import UserQueries
 from trainers.node_scores import NodeScores
 from trainers.reservoir import ITEM, LABEL, TASKS, WEIGHT, Columns, columns_of, request_of, with_replayed
 from trainers.tasks import LIKES, only, rows_of, tasks_of
@@ -233,23 +235,16 @@ class TrainingStep:
         positive = self.positive_P
         if not len(positive):
             return torch.zeros(()), torch.zeros(())
-        target_P = self.item_of_event_B[positive]
-        masked_PC = other_positives(self.events.request.rows_B[positive], target_P, len(self.candidates_C))
-        weight_P, log_q_C = self.events.weight_B[positive], self._log_q()
-        matches = None if self.matches is None else self.matches.select(positive)
-        logits_PC = users.item.select(positive).score(items.vectors_CV, matches) + items.bias_C
+        sample = self._sample(positive)
+        logits_PC = self._item_logits(users.item.select(positive), positive, items)
         if scores is None:
-            return sampled_softmax(logits_PC, target_P, log_q_C, masked_PC, weight_P), torch.zeros(())
+            return sampled_softmax(logits_PC, *sample), torch.zeros(())
         levels = scores.of_all(positive)
         logits_PC = self.trainer.model.ensemble(logits_PC, levels[-1])
-        item_loss = sampled_softmax(logits_PC, target_P, log_q_C, masked_PC, weight_P)
-        node_losses = [
-            sampled_softmax(level_PC, target_P, log_q_C, masked_PC, weight_P) for level_PC in levels
-        ]
-        node_loss = torch.stack(node_losses).sum()
+        item_loss = sampled_softmax(logits_PC, *sample)
+        node_loss = torch.stack([sampled_softmax(level_PC, *sample) for level_PC in levels]).sum()
         if weight := self.trainer.model.codebook.config.distillation_weight:
-            soft = distillation(levels, logits_PC, log_q_C, masked_PC, weight_P)
-            node_loss = node_loss + weight * soft
+            node_loss = node_loss + weight * distillation(levels, logits_PC, *sample[1:])
         return item_loss, self._index_weight() * node_loss
 
     def _task(self, task: int, items: ItemSide, scores: NodeScores | None) -> Tensor:
@@ -257,14 +252,24 @@ class TrainingStep:
         rows = rows_of(self.events.tasks_B, task)
         if not len(rows):
             return torch.zeros(())
-        model, target_P = self.trainer.model, self.item_of_event_B[rows]
-        users = model.item_level.user_queries(self.user_inputs[rows], only(task))
-        matches = None if self.matches is None else self.matches.select(rows)
-        logits_PC = users.score(items.vectors_CV, matches) + items.bias_C
+        model = self.trainer.model
+        queries = model.item_level.user_queries(self.user_inputs[rows], only(task))
+        logits_PC = self._item_logits(queries, rows, items)
         if scores is not None:
             logits_PC = model.ensemble(logits_PC, scores.of_all(rows)[-1])
-        masked_PC = other_positives(self.events.request.rows_B[rows], target_P, len(self.candidates_C))
-        return sampled_softmax(logits_PC, target_P, self._log_q(), masked_PC, self.events.weight_B[rows])
+        return sampled_softmax(logits_PC, *self._sample(rows))
+
+    def _item_logits(self, queries: UserQueries, rows_P: Tensor, items: ItemSide) -> Tensor:
+        """The items' own part of the logits [P, C] of some events' users, folded as ``queries``."""
+        matches = None if self.matches is None else self.matches.select(rows_P)
+        return queries.score(items.vectors_CV, matches) + items.bias_C
+
+    def _sample(self, rows_P: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the softmax of some events is over: their own candidates, log q of all, which are masked, and
+        the events' weights."""
+        target_P = self.item_of_event_B[rows_P]
+        masked_PC = other_positives(self.events.request.rows_B[rows_P], target_P, len(self.candidates_C))
+        return target_P, self._log_q_C, masked_PC, self.events.weight_B[rows_P]
 
     def _click(self, users: UserSide, items: ItemSide, scores: NodeScores | None) -> tuple[Tensor, Tensor]:
         """Calibrated click logits [B] of the events' own items, and the pointwise loss over all levels."""
@@ -295,7 +300,8 @@ class TrainingStep:
         codebook = self.trainer.model.codebook
         return codebook.config.index_weight * codebook.progress(self.trainer.step)
 
-    def _log_q(self) -> Tensor:
+    @cached_property
+    def _log_q_C(self) -> Tensor:
         """Log of how often each candidate is expected in a sample, [C]: as the item of an event, of the
         stream or replayed, or drawn."""
         items, num_own = self.trainer.items, len(self.learnt)

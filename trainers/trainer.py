@@ -24,9 +24,10 @@ from trainers.inputs import FeatureSets, TowerInputs, UserRequest
 from trainers.interactions import InteractionReader, Interests
 from trainers.matches import InvertedIndex, Matches
 from trainers.node_attributes import NodeAttributes
+from trainers.node_scores import NodeScores
 from trainers.reservoir import ReplayConfig, Reservoir
 from trainers.step import Events, StepReport, TrainingStep
-from trainers.tasks import MOST_TASKS, Shares, TaskConfig, fitting_tasks, served
+from trainers.tasks import LIKES, MOST_TASKS, Shares, TaskConfig, fitting_tasks, served
 from trainers.towers import seeded
 from trainers.value_heads import PREFIX as HEADS
 from trainers.value_heads import ValueHeads
@@ -206,6 +207,25 @@ class OnlineTrainer:
         self.items.rows[BIAS][rows_C] = side.bias_C
         self.items.rows.touch(rows_C, VECTOR)
         return side
+
+    @torch.no_grad()
+    def click_logits(self, table: pa.RecordBatch) -> Tensor:
+        """Calibrated click logits [B] of the events' own items, as training has them before it learns."""
+        model = self.model
+        rows = torch.from_numpy(self.items.find(table.column(c.ITEM_ID).to_numpy()))
+        rows_C, own_B = torch.unique(rows, return_inverse=True)
+        users, items = self.user_side(self.request(table), LIKES), self.item_side(rows_C)
+        matches = self.matches(users.interests, rows_C)
+        own = None if matches is None else matches.of_own(own_B)
+        logits_B = users.item.score_pairs(items.vectors_CV[own_B].unsqueeze(1), own).squeeze(1)
+        logits_B = logits_B + items.bias_C[own_B]
+        if model.codebook.is_started:
+            assigned = model.codebook.soft_assignment(model.index_vectors(items.vectors_CV), self.step)
+            logits_B = model.ensemble(logits_B, NodeScores(model, users, assigned).of_own(own_B))
+        # Relative to an even share, as in training.
+        log_items = float(np.log(max(len(self.items), 1)))
+        calibrated_B: Tensor = model.calibration["item"](logits_B + log_items)
+        return calibrated_B
 
     # -- learning --------------------------------------------------------------------------------------
 

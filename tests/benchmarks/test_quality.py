@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import quality
 from benchmarks.harness import Report, parser
-from benchmarks.quality_age import FRESH, FROZEN, Aged, click_logits
+from benchmarks.quality_age import FRESH, FROZEN, Aged
 from benchmarks.quality_contenders import AGE, LEARNING, REMOVED, SIZES, TABLES, entries
 from benchmarks.quality_figures import FIGURES, figures
 from benchmarks.quality_models import FLAT, INDEX, REBUILD_EVERY, Model, TwoTower
@@ -310,7 +310,7 @@ def test_click_logits_are_those_that_the_next_step_reports() -> None:
         users, items = draw.integers(1, 9, 64), draw.integers(1, 30, 64)
         trainer.learn(events(users, items, labels=(draw.random(64) < 0.5).astype(np.float32), start=start))
     again = events(users, items, labels=(draw.random(64) < 0.5).astype(np.float32), start=256)
-    before = click_logits(trainer, again.table)
+    before = trainer.click_logits(again.table)
     reported = trainer.learn(again).click_logits
     assert reported is not None
     assert torch.allclose(before, reported, atol=1e-5)

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from pipeline.config_layers import without_settings
+
 _PR_SET_PDEATHSIG = 1
 # One thread: a second one would not come along into the fork, and what it held would stay locked there.
 _ENVIRONMENT = {
@@ -27,16 +29,16 @@ _ENVIRONMENT = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-# Of the test that happens to come first. Every test's settings name its own store, and what stands in the
-# environment would win over them in all the lives of a session.
-_NOT_INHERITED = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 _LOOK_AGAIN_S = 0.0005
 
 
 def environment_of_lives(ours: Mapping[str, str]) -> dict[str, str]:
-    """Variables of the process that forks, and so of every life."""
-    inherited = {name: value for name, value in ours.items() if name not in _NOT_INHERITED}
-    return {**inherited, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    """Variables of the process that forks, and so of every life.
+
+    Settings among ours are of the test that happens to come first. Every test's file names its own store, and
+    they would win over it in all the lives of a session.
+    """
+    return {**without_settings(ours), **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 class Nursery:

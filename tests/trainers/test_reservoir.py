@@ -149,7 +149,7 @@ def test_the_correction_counts_the_items_of_replayed_events() -> None:
     own = Events.read(events([1, 2], [78, 79]).table, trainer)
     step = TrainingStep(trainer, own)
     row = int(trainer.items.find(np.array([77]))[0])
-    log_q = step._log_q()[step.candidates_C == row]
+    log_q = step._log_q_C[step.candidates_C == row]
     assert float(log_q) == pytest.approx(0.0, abs=1e-3)
 
 
